@@ -1,1 +1,3 @@
-//! Placeholder until the crate is written.
+//! The running database. (In progress.)
+
+pub mod api;
