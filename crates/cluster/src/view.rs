@@ -55,7 +55,7 @@ pub enum Standing {
 }
 
 /// A member, as Raft's log says.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, serde::Deserialize)]
 pub struct MemberView {
     /// Its data directory.
     pub incarnation: IncarnationId,

@@ -1,1 +1,17 @@
-//! Placeholder until the crate is written.
+//! Decisions as plain values: who holds a key, and when have enough replicas answered.
+//!
+//! Nothing here performs anything. There is no socket, file, clock, task, lock or random number in
+//! this crate (clippy's lists in `clippy.toml` enforce it): what has happened is an argument, what
+//! follows from it is the result. So each rule can be read in one place and tested by itself, and
+//! the node, the simulator and the tools cannot disagree about it.
+//!
+//! - [`placement`]: topology in, replica sets out;
+//! - [`quorum`]: answers in; met, impossible or pending out, and what has to be repaired.
+
+#[cfg(test)]
+mod golden;
+pub mod placement;
+pub mod quorum;
+
+pub use placement::{NodeLoad, Placement};
+pub use quorum::{Outcome, QuorumError, ReadQuorum, ReplicaSet, WriteQuorum, check_quorum};

@@ -10,7 +10,13 @@
 //! known about the unsynced bytes of that file: the caller must stop using it (fsync failures are
 //! not retryable: Rebello et al., *Can Applications Recover from fsync Failures?*, ATC 2020).
 
+pub mod faulty;
+pub mod real;
+
 use std::io;
+
+pub use faulty::FaultyDisk;
+pub use real::RealDisk;
 
 /// A directory of append-only files.
 pub trait Disk: Send + Sync + 'static {
@@ -60,4 +66,58 @@ pub trait DiskFile: Send {
 
     /// Reads up to `buf.len()` bytes from `offset`; fewer only at the end of the file.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    /// What every disk does when nothing fails.
+    pub(super) fn conformance(disk: &dyn Disk) {
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        assert_eq!(disk.list("log").unwrap_err().kind(), ErrorKind::NotFound);
+        disk.create_dir("log/deep").unwrap();
+        disk.create_dir("log/deep").unwrap();
+        disk.sync_dir("").unwrap();
+
+        let mut file = disk.create("log/a").unwrap();
+        assert!(file.is_empty().unwrap());
+        file.append(b"one").unwrap();
+        file.append(b"two").unwrap();
+        file.sync().unwrap();
+        assert_eq!(file.len().unwrap(), 6);
+        assert_eq!(disk.read("log/a").unwrap(), b"onetwo");
+        let mut buf = [0; 4];
+        assert_eq!(file.read_at(1, &mut buf).unwrap(), 4);
+        assert_eq!(&buf, b"netw");
+        assert_eq!(file.read_at(4, &mut buf).unwrap(), 2);
+        assert_eq!(file.read_at(60, &mut buf).unwrap(), 0);
+        file.truncate(4).unwrap();
+        file.append(b"!").unwrap();
+        assert_eq!(disk.read("log/a").unwrap(), b"onet!");
+
+        assert_eq!(
+            kind(disk.create("log/a").map(drop)),
+            ErrorKind::AlreadyExists
+        );
+        assert_eq!(kind(disk.open("log/b").map(drop)), ErrorKind::NotFound);
+        assert_eq!(kind(disk.create("no/b").map(drop)), ErrorKind::NotFound);
+        assert_eq!(kind(disk.rename("log/b", "log/c")), ErrorKind::NotFound);
+        assert_eq!(kind(disk.remove("log/b")), ErrorKind::NotFound);
+        assert_eq!(kind(disk.sync_dir("no")), ErrorKind::NotFound);
+
+        disk.create("log/b").unwrap().append(b"b").unwrap();
+        disk.open("log/b").unwrap().append(b"c").unwrap();
+        assert_eq!(disk.list("log").unwrap(), ["a", "b", "deep"]);
+        disk.rename("log/b", "log/a").unwrap();
+        disk.sync_dir("log").unwrap();
+        assert_eq!(disk.list("log").unwrap(), ["a", "deep"]);
+        assert_eq!(disk.read("log/a").unwrap(), b"bc");
+        // The replaced file lives on for those who hold it.
+        file.append(b"?").unwrap();
+        assert_eq!(file.len().unwrap(), 6);
+        disk.remove("log/a").unwrap();
+        assert_eq!(disk.read("log/a").unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }

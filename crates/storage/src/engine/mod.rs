@@ -11,12 +11,38 @@
 //!    overwrite earlier ones **by arrival**, so the caller must keep flush order.
 //! 2. [`Engine::get`] and [`Engine::scan`] see the latest completed ingestion, from any thread, while
 //!    others ingest. A scan is of one snapshot.
-//! 3. Keys and values are arbitrary bytes; order is bytewise on keys.
-//! 4. An error is an error: a failed read is never `None`, a failed ingestion is never `Ok`.
+//! 3. Keys are 1 to [`ENGINE_KEY_BYTES_MAX`] arbitrary bytes, values any bytes, also none; order is
+//!    bytewise on keys. A run that breaks this is refused ([`EngineError::BadRun`]).
+//! 4. An error is an error: a failed read is never `None`, a failed ingestion is never `Ok`. After
+//!    a failed write to disk an engine takes no further run: what a failed sync left behind is
+//!    unknown, and only reopening tells.
+//!
+//! While an ingestion is running, a reader may see any part of its run already, key by key whole:
+//! for each key the old value or the new one, never anything else.
+
+mod copy;
+pub mod fjall;
+mod kind;
+#[cfg(feature = "engine-leveldb")]
+pub mod leveldb;
+pub mod memory;
+
+#[cfg(test)]
+pub(crate) mod conformance;
 
 use std::path::Path;
 
 use bytes::Bytes;
+
+pub use self::fjall::FjallEngine;
+pub use self::kind::{CACHE_BYTES_DEFAULT, EngineKind, EngineOptions, UnknownEngine, open, open_with};
+#[cfg(feature = "engine-leveldb")]
+pub use self::leveldb::LevelDbEngine;
+pub use self::memory::MemoryEngine;
+
+/// Longest key that an engine takes, in bytes; a run with a longer one is refused. The store's keys
+/// are a client's key with a short prefix, well below.
+pub const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize;
 
 /// One key and what to do with it: `Some` puts a value, `None` removes the key.
 pub type RunItem = (Bytes, Option<Bytes>);
@@ -30,9 +56,48 @@ pub enum EngineError {
     /// Stored bytes fail their checksum or make no sense.
     #[error("engine data is corrupt: {0}")]
     Corrupt(String),
+    /// The run is not strictly ascending, or a key's length is out of bounds: the caller's mistake.
+    /// A part of the run may have become visible.
+    #[error("run refused: {0}")]
+    BadRun(String),
     /// The engine gave up (an earlier failure, a bug, a closed handle).
     #[error("engine stopped: {0}")]
     Stopped(String),
+}
+
+impl EngineError {
+    /// The error of every call after `close`.
+    fn closed() -> EngineError {
+        EngineError::Stopped("it was closed".to_owned())
+    }
+}
+
+/// Checks, key by key, that a run is what the contract asks for.
+#[derive(Default)]
+struct RunOrder {
+    last: Option<Bytes>,
+}
+
+impl RunOrder {
+    /// Accepts the next key of a run, or says what is wrong with it.
+    fn check(&mut self, key: &Bytes) -> Result<(), EngineError> {
+        if key.is_empty() || key.len() > ENGINE_KEY_BYTES_MAX {
+            return Err(EngineError::BadRun(format!(
+                "a key of {} bytes, and 1 to {ENGINE_KEY_BYTES_MAX} are allowed",
+                key.len()
+            )));
+        }
+        if let Some(last) = &self.last
+            && last >= key
+        {
+            return Err(EngineError::BadRun(format!(
+                "key {:?} follows {last:?}, so it is not strictly ascending",
+                key
+            )));
+        }
+        self.last = Some(key.clone());
+        Ok(())
+    }
 }
 
 /// An ordered map on disk. See the module's contract.
@@ -62,11 +127,18 @@ pub trait Engine: Send + Sync + 'static {
         false
     }
 
+    /// A count of background work done since the engine was opened. While [`Engine::is_behind`] stays
+    /// true this has to grow: a caller that sees it stand still for minutes should alarm, because the
+    /// flusher, and then every write, is waiting for it.
+    fn background_progress(&self) -> u64 {
+        0
+    }
+
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
 
-    /// Writes a consistent copy into the empty or absent directory `to`, which the same engine can
-    /// open later.
+    /// Writes a consistent, durable copy into the empty or absent directory `to`, which the same kind
+    /// of engine can open later. A failed copy is removed again.
     fn checkpoint(&self, to: &Path) -> Result<(), EngineError>;
 
     /// Stops background work and waits for it, within a time bound. Further calls fail.

@@ -1,0 +1,577 @@
+//! The control part of a node: gossip, Raft and what ties them together, without any I/O of its
+//! own but the disk's.
+//!
+//! Inputs are datagrams, messages, administration requests and the time; [`Control::turn`] works
+//! them off; [`Control::outputs`] is what is to be sent and shown. The shell (a thread with sockets,
+//! or the simulator) owns the sockets and calls [`Control::sync_storage`] when asked to.
+//!
+//! **Invariants**
+//!
+//! 1. A cluster is born by an explicit [`AdminRequest::Init`], never by a timeout, and its birth
+//!    goes on after a crash at any point: the plan is durable before the first step.
+//! 2. A directory that has a cluster id keeps it for ever and refuses messages of other clusters.
+//! 3. A start of a node serves nothing before the cluster has agreed on its start number; one whose
+//!    number was used by another start (a copied or restored directory) stops.
+//! 4. Gossip only says whom to invite and where to reach whom; members and votes are Raft's.
+//!
+//! **What it does not do yet**: change the ring, remove members, replace a dead voter.
+
+mod birth;
+mod duties;
+mod lead;
+mod messages;
+mod show;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use mds_storage::Disk;
+use mds_types::{ClusterConfig, ClusterId, MemberInfo, NodeId};
+use openraft_rt::AsyncRuntime;
+
+use crate::exec::{Exec, lock};
+use crate::gossip::{self, Gossip, GossipCounters, GossipTiming};
+use crate::home::Identity;
+use crate::raft::{Applied, LogStore, Machine, Net, OpenMode, Outbox, Raft, RaftTiming};
+use crate::random::SplitMix64;
+use crate::rt::Rt;
+use crate::state::check_info;
+use crate::view::{ClusterView, Standing};
+use crate::wire::{BirthPlan, Proposed};
+
+/// How often the control part looks after what no event drives: invitations, announcements,
+/// duties. Nanoseconds.
+const TICK_NS: u64 = 100_000_000;
+
+/// An administration request waits for its effect this long, nanoseconds. The effect itself is
+/// durable and goes on without it.
+const ADMIN_TIMEOUT_NS: u64 = 30_000_000_000;
+
+/// Administration requests that may wait at a time; more are refused.
+const ADMIN_WAITING_MAX: usize = 64;
+
+/// How a control part is set up. Node configuration: may differ from node to node.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// What this node says of itself.
+    pub info: MemberInfo,
+    /// `host:port` of nodes to try first, for gossip. This node's own may be among them.
+    pub seeds: Vec<String>,
+    /// Raft's clocks.
+    pub raft: RaftTiming,
+    /// Gossip's clocks.
+    pub gossip: GossipTiming,
+    /// How often this node, when it leads, advances the epoch, in milliseconds. `None`: never.
+    pub epoch_interval_ms: Option<u64>,
+    /// Where all randomness comes from: entropy in production, the seed in the simulator.
+    pub seed: u64,
+    /// Whether this node, when it leads, makes nodes without a cluster members that wait.
+    pub auto_add_members: bool,
+}
+
+/// Why a control part cannot be opened. The process has to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The configuration contradicts itself.
+    #[error("{0}")]
+    Config(String),
+    /// The disk failed, or what lies on it is damaged.
+    #[error("the node's control state cannot be read: {0}")]
+    Storage(#[from] io::Error),
+    /// Raft did not start.
+    #[error("raft did not start: {0}")]
+    Raft(String),
+}
+
+/// What an administrator asks of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AdminRequest {
+    /// Form a cluster of all nodes without a cluster that gossip sees alive, this one included.
+    Init {
+        /// Agreed for the cluster's life.
+        config: ClusterConfig,
+        /// Refuse unless there are at least this many.
+        expected_nodes: usize,
+    },
+}
+
+/// The answer to an administrator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AdminReply {
+    /// The cluster is born.
+    Born {
+        /// Its identity.
+        cluster: ClusterId,
+        /// Its first members.
+        members: Vec<NodeId>,
+    },
+}
+
+/// Why an administrator's request was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AdminError {
+    /// A cluster is formed once.
+    #[error("this node is part of cluster {0} already")]
+    AlreadyFormed(ClusterId),
+    /// A node of a cluster is in reach: this node will become part of that.
+    #[error(
+        "a node of cluster {cluster} is in reach ({node}): this node will join it. To form a \
+         cluster of its own, take its address out of the seed list"
+    )]
+    ClusterInReach {
+        /// That cluster.
+        cluster: ClusterId,
+        /// One of its nodes.
+        node: String,
+    },
+    /// Fewer nodes than the administrator expects.
+    #[error(
+        "{expected} nodes are expected, {} are seen: {}. Start the others, or check their seed lists",
+        seen.len(),
+        seen.join(", ")
+    )]
+    TooFewNodes {
+        /// As requested.
+        expected: usize,
+        /// Name and address of each node that is alive and without a cluster.
+        seen: Vec<String>,
+    },
+    /// The configuration is invalid.
+    #[error("{0}")]
+    Invalid(String),
+    /// The request was taken up and goes on, but is not done yet.
+    #[error("cluster {0} is being formed and that goes on by itself: see the status")]
+    StillForming(ClusterId),
+    /// This node stops.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+    /// Too many requests wait.
+    #[error("too many administration requests wait: try again")]
+    Busy,
+}
+
+/// What a turn brought.
+#[derive(Debug, Default)]
+pub struct ControlOutputs {
+    /// Gossip, for UDP: (`host:port`, bytes).
+    pub datagrams: Vec<(String, Bytes)>,
+    /// Control messages, each a whole: (node, its `host:port`, bytes). May be lost or reordered.
+    pub messages: Vec<(NodeId, String, Bytes)>,
+    /// The view, if it changed.
+    pub view: Option<Arc<ClusterView>>,
+    /// Answers to administration requests, by the id they came with.
+    pub admin: Vec<(u64, Result<AdminReply, AdminError>)>,
+    /// Call [`Control::sync_storage`] soon: others wait for it.
+    pub wants_sync: bool,
+    /// The control part has failed and stopped; so has the process to.
+    pub fatal: Option<String>,
+}
+
+/// What was refused or dropped since this start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ControlCounters {
+    /// Gossip's.
+    pub gossip: GossipCounters,
+    /// Messages of another cluster.
+    pub foreign_messages: u64,
+    /// Messages that are none of ours, or not for this node.
+    pub malformed_messages: u64,
+    /// Messages of starts that are over.
+    pub stale_messages: u64,
+    /// Messages not sent or not handled because too many waited, or no address was known.
+    pub shed_messages: u64,
+}
+
+struct RaftParts {
+    raft: Raft,
+    log: LogStore,
+    applied: Arc<Mutex<Applied>>,
+}
+
+/// What a task tells the control part.
+enum Event {
+    /// The leader's duty came to an end, one way or the other.
+    DutyDone,
+    /// An announcement was answered.
+    Announced(Proposed),
+}
+
+/// An `init` that waits for the birth.
+struct WaitingInit {
+    id: u64,
+    deadline_ns: u64,
+}
+
+/// The control part of one node. See the module's chapter.
+pub struct Control {
+    disk: Arc<dyn Disk>,
+    config: ControlConfig,
+    identity: Identity,
+    me: NodeId,
+    boot: u64,
+    nonce: u64,
+    rng: SplitMix64,
+    exec: Arc<Exec>,
+    gossip: Gossip,
+    outbox: Outbox,
+    raft: Option<RaftParts>,
+    plan: Option<BirthPlan>,
+    events: Arc<Mutex<Vec<Event>>>,
+    /// Incoming questions being answered.
+    answering: Arc<AtomicUsize>,
+    routes: messages::Routes,
+    /// Messages that go to an address of their own.
+    direct: Vec<(NodeId, String, Bytes)>,
+    counters: ControlCounters,
+
+    now_ns: u64,
+    next_tick_ns: u64,
+    next_invite_ns: u64,
+    next_announce_ns: u64,
+    /// A proposal's answer has to carry this number.
+    announce_id: u64,
+    /// Gossip has seen a start of this node's directory that is not this one.
+    doubt: bool,
+    duty_running: bool,
+    epoch: lead::EpochClock,
+    /// Planned members that are part of another cluster now.
+    lost_to_others: BTreeSet<NodeId>,
+    waiting: Vec<WaitingInit>,
+
+    stopped: Option<Standing>,
+    fatal: Option<String>,
+    fatal_shown: bool,
+    view: Arc<ClusterView>,
+    view_shown: bool,
+    view_key: Option<show::ViewKey>,
+    admin: Vec<(u64, Result<AdminReply, AdminError>)>,
+}
+
+impl Control {
+    /// Opens the control part of a data directory. Reads the disk, and goes on with a birth or an
+    /// adoption that a crash interrupted.
+    ///
+    /// `boot` is the directory's start number, counted durably before this call.
+    ///
+    /// # Errors
+    /// If the configuration is wrong, the disk fails, or the directory is damaged.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        boot: u64,
+        config: ControlConfig,
+        mono_ns: u64,
+    ) -> Result<Control, ControlError> {
+        check_info(&config.info).map_err(ControlError::Config)?;
+        let bytes = gossip::info_bytes(&config.info);
+        if bytes > gossip::INFO_BYTES_MAX {
+            return Err(ControlError::Config(format!(
+                "name, zone and addresses of this node take {bytes} bytes together: at most {} fit \
+                 a datagram",
+                gossip::INFO_BYTES_MAX
+            )));
+        }
+        if config.info.peer_addr.is_empty() {
+            return Err(ControlError::Config("this node has no peer address".to_owned()));
+        }
+        config.raft.config().map_err(|error| ControlError::Config(error.to_string()))?;
+
+        let mut rng = SplitMix64::new(config.seed);
+        let nonce = rng.next();
+        let exec = Exec::new(rng.next(), mono_ns);
+        let me = identity.incarnation.node_id();
+        let gossip = Gossip::new(
+            gossip::Me {
+                incarnation: identity.incarnation,
+                boot,
+                cluster: identity.cluster,
+                info: Arc::new(config.info.clone()),
+            },
+            &config.gossip,
+            config.seeds.clone(),
+            rng.split(),
+            mono_ns,
+        );
+        let view = Arc::new(ClusterView::unborn(me, config.info.clone(), boot));
+        let mut control = Control {
+            disk,
+            identity,
+            me,
+            boot,
+            nonce,
+            rng,
+            exec,
+            gossip,
+            outbox: Outbox::default(),
+            raft: None,
+            plan: None,
+            events: Arc::default(),
+            answering: Arc::default(),
+            routes: messages::Routes::default(),
+            direct: Vec::new(),
+            counters: ControlCounters::default(),
+            now_ns: mono_ns,
+            next_tick_ns: mono_ns,
+            next_invite_ns: mono_ns,
+            next_announce_ns: mono_ns,
+            announce_id: 0,
+            doubt: false,
+            duty_running: false,
+            epoch: lead::EpochClock::new(config.epoch_interval_ms),
+            lost_to_others: BTreeSet::new(),
+            waiting: Vec::new(),
+            stopped: None,
+            fatal: None,
+            fatal_shown: false,
+            view,
+            view_shown: false,
+            view_key: None,
+            admin: Vec::new(),
+            config,
+        };
+        control.resume()?;
+        control.refresh_view();
+        Ok(control)
+    }
+
+    /// Takes a gossip datagram.
+    pub fn on_datagram(&mut self, mono_ns: u64, bytes: &[u8]) {
+        if self.is_running() {
+            self.gossip.on_datagram(mono_ns, bytes);
+        }
+    }
+
+    /// Takes an administrator's request; the answer comes with [`Control::outputs`] under `id`.
+    pub fn on_admin(&mut self, mono_ns: u64, id: u64, request: AdminRequest) {
+        self.advance(mono_ns);
+        let AdminRequest::Init { config, expected_nodes } = request;
+        match self.init(config, expected_nodes) {
+            Ok(()) => {
+                let deadline_ns = mono_ns.saturating_add(ADMIN_TIMEOUT_NS);
+                self.waiting.push(WaitingInit { id, deadline_ns });
+            }
+            Err(error) => self.admin.push((id, Err(error))),
+        }
+    }
+
+    /// Fires timers and runs tasks until nothing is left to do now.
+    pub fn turn(&mut self, mono_ns: u64) {
+        self.advance(mono_ns);
+        if self.is_running() {
+            self.gossip.turn(self.now_ns);
+            self.run_tasks();
+            if self.now_ns >= self.next_tick_ns {
+                self.next_tick_ns = self.now_ns + TICK_NS;
+                self.tick();
+                self.run_tasks();
+            }
+        }
+        self.answer_waiting();
+        self.refresh_view();
+    }
+
+    /// When [`Control::turn`] has something to do again, if nothing comes from outside.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if !self.is_running() {
+            return None;
+        }
+        let others = [self.exec.next_deadline(), self.gossip.next_deadline()];
+        others.into_iter().flatten().chain([self.next_tick_ns]).min()
+    }
+
+    /// Takes what has collected since the last call.
+    pub fn outputs(&mut self) -> ControlOutputs {
+        let messages = self.outgoing_messages();
+        let view = (!std::mem::replace(&mut self.view_shown, true)).then(|| self.view.clone());
+        let fatal = match &self.fatal {
+            Some(reason) if !std::mem::replace(&mut self.fatal_shown, true) => Some(reason.clone()),
+            _ => None,
+        };
+        ControlOutputs {
+            datagrams: self.gossip.take_datagrams(),
+            messages,
+            view,
+            admin: std::mem::take(&mut self.admin),
+            wants_sync: self.is_running()
+                && self.raft.as_ref().is_some_and(|parts| parts.log.wants_sync()),
+            fatal,
+        }
+    }
+
+    /// Makes Raft's log durable and tells Raft. Blocks for as long as the disk takes. Call
+    /// [`Control::turn`] afterwards.
+    ///
+    /// # Errors
+    /// If the disk fails; the control part has stopped then, and says so in its outputs too.
+    pub fn sync_storage(&mut self, mono_ns: u64) -> io::Result<()> {
+        self.advance(mono_ns);
+        let Some(parts) = self.raft.as_ref().filter(|_| self.is_running()) else { return Ok(()) };
+        let log = parts.log.clone();
+        let result = self.exec.enter(|| log.sync());
+        if let Err(error) = &result {
+            self.fail(format!("raft's log could not be made durable: {error}"));
+        }
+        result
+    }
+
+    /// What this node knows of its cluster.
+    pub fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+
+    /// The number drawn at this start: part of this node's [`crate::Hello`].
+    pub fn boot_nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// What was refused or dropped since this start.
+    pub fn counters(&self) -> ControlCounters {
+        let shed = self.counters.shed_messages + self.outbox.dropped();
+        ControlCounters {
+            gossip: self.gossip.counters(),
+            shed_messages: shed,
+            ..self.counters
+        }
+    }
+
+    /// Goes in peace: tells gossip, so that the others need not find out. Send what
+    /// [`Control::outputs`] then holds, and stop.
+    pub fn leave(&mut self, mono_ns: u64) {
+        self.advance(mono_ns);
+        if self.is_running() {
+            self.gossip.leave(mono_ns);
+        }
+    }
+
+    /// Dies at once: no task runs any more, nothing is answered, sent or synced.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    fn is_running(&self) -> bool {
+        self.stopped.is_none() && self.fatal.is_none()
+    }
+
+    fn advance(&mut self, mono_ns: u64) {
+        self.now_ns = self.now_ns.max(mono_ns);
+    }
+
+    fn run_tasks(&mut self) {
+        self.exec.turn(self.now_ns);
+        let events = std::mem::take(&mut *lock(&self.events));
+        for event in events {
+            match event {
+                Event::DutyDone => self.duty_running = false,
+                Event::Announced(outcome) => self.on_announced(outcome),
+            }
+        }
+        self.look_for_failure();
+    }
+
+    fn tick(&mut self) {
+        self.watch_for_copies();
+        self.invite();
+        self.announce();
+        self.lead();
+    }
+
+    fn look_for_failure(&mut self) {
+        if let Some(message) = self.exec.panicked() {
+            self.fail(format!("a task of the control plane panicked: {message}"));
+        } else if let Some(reason) = self.raft_failure() {
+            self.fail(format!("raft has stopped: {reason}"));
+        }
+    }
+
+    /// Stops for good because something broke.
+    fn fail(&mut self, reason: String) {
+        if self.is_running() {
+            tracing::error!(reason, "the control plane has failed");
+            self.fatal = Some(reason);
+            self.exec.kill();
+        }
+    }
+
+    /// Stops for good because this start may not be part of the cluster.
+    fn refuse(&mut self, reason: String) {
+        if self.is_running() {
+            tracing::error!(reason, "this node is refused");
+            self.stopped = Some(Standing::Refused(reason));
+            self.gossip.leave(self.now_ns);
+            self.exec.kill();
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let cluster = self.identity.cluster;
+        let stopped = match (&self.fatal, &self.stopped) {
+            (Some(reason), _) | (_, Some(Standing::Refused(reason))) => Some(reason.clone()),
+            _ => None,
+        };
+        let born = self.with_state(|state| !state.cluster.is_none()).unwrap_or(false);
+        let members = self.plan.as_ref().map_or_else(Vec::new, BirthPlan::nodes);
+        let now_ns = self.now_ns;
+        let admin = &mut self.admin;
+        self.waiting.retain(|waiting| {
+            let answer = if born {
+                Ok(AdminReply::Born { cluster, members: members.clone() })
+            } else if let Some(reason) = &stopped {
+                Err(AdminError::Stopped(reason.clone()))
+            } else if now_ns >= waiting.deadline_ns {
+                Err(AdminError::StillForming(cluster))
+            } else {
+                return true;
+            };
+            admin.push((waiting.id, answer));
+            false
+        });
+    }
+
+    /// Starts Raft on what the directory holds.
+    fn start_raft(&mut self, mode: OpenMode) -> Result<(), ControlError> {
+        let salt_seed = self.identity.incarnation.0 as u64;
+        let log = LogStore::open(self.disk.clone(), salt_seed, mode)?;
+        let machine = Machine::new(self.disk.clone());
+        let applied = machine.applied();
+        let net = Net::new(self.me, self.outbox.clone());
+        let timing = self.config.raft.config();
+        let config = timing.map_err(|error| ControlError::Config(error.to_string()))?;
+        let started = Arc::new(Mutex::new(None));
+        let slot = started.clone();
+        let (me, log_for_raft) = (self.me, log.clone());
+        self.exec.enter(|| {
+            drop(Rt::spawn(async move {
+                let raft = Raft::new(me, config, net, log_for_raft, machine).await;
+                *lock(&slot) = Some(raft);
+            }));
+        });
+        self.exec.turn(self.now_ns);
+        // All its disk accesses are done in line, so one turn is enough.
+        let raft = match lock(&started).take() {
+            Some(Ok(raft)) => raft,
+            Some(Err(error)) => return Err(ControlError::Raft(error.to_string())),
+            None => return Err(ControlError::Raft("it waits for something".to_owned())),
+        };
+        self.raft = Some(RaftParts { raft, log, applied });
+        Ok(())
+    }
+
+    fn with_state<R>(&self, f: impl FnOnce(&crate::state::ClusterState) -> R) -> Option<R> {
+        self.raft.as_ref().map(|parts| f(&lock(&parts.applied).state))
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Raft's handles may only be dropped inside the executor.
+        let parts = self.raft.take();
+        self.exec.enter(|| drop(parts));
+        self.exec.kill();
+    }
+}

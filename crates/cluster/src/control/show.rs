@@ -1,0 +1,99 @@
+//! What the node shows of all this: the [`ClusterView`].
+
+use std::sync::Arc;
+
+use openraft::ServerState;
+use openraft_rt::WatchReceiver;
+
+use super::Control;
+use crate::exec::lock;
+use crate::view::{ClusterView, MemberStage, RaftRole, RaftStatus, Standing};
+
+/// Changes whenever the view may have to change: cheaper to compare than to rebuild the view.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct ViewKey {
+    gossip: u64,
+    applied: u64,
+    raft: RaftStatus,
+    standing: Standing,
+}
+
+impl Control {
+    /// How this node stands, from what Raft has agreed on.
+    pub(super) fn standing(&self) -> Standing {
+        if let Some(stopped) = &self.stopped {
+            return stopped.clone();
+        }
+        if self.identity.cluster.is_none() {
+            return Standing::Unborn;
+        }
+        let (me, boot, nonce) = (self.me, self.boot, self.nonce);
+        let stage = self.with_state(|state| {
+            let member = state.members.get(&me)?;
+            (member.boot == boot && member.boot_nonce == nonce).then_some(member.stage)
+        });
+        match stage.flatten() {
+            Some(MemberStage::Active) => Standing::Active,
+            Some(MemberStage::Waiting) => Standing::Waiting,
+            None => Standing::Joining,
+        }
+    }
+
+    fn raft_status(&self) -> RaftStatus {
+        let Some(parts) = &self.raft else { return RaftStatus::default() };
+        self.exec.enter(|| {
+            let metrics = parts.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            RaftStatus {
+                role: match metrics.state {
+                    ServerState::Learner => RaftRole::Learner,
+                    ServerState::Follower => RaftRole::Follower,
+                    ServerState::Candidate => RaftRole::Candidate,
+                    ServerState::Leader => RaftRole::Leader,
+                    ServerState::Shutdown => RaftRole::None,
+                },
+                leader: metrics.current_leader,
+                term: metrics.current_term,
+                applied: metrics.last_applied.as_ref().map_or(0, |last| last.index),
+                voters: metrics.membership_config.voter_ids().collect(),
+            }
+        })
+    }
+
+    /// Replaces the view if anything in it changed.
+    pub(super) fn refresh_view(&mut self) {
+        let key = ViewKey {
+            gossip: self.gossip.revision(),
+            applied: self.raft.as_ref().map_or(0, |parts| lock(&parts.applied).revision),
+            raft: self.raft_status(),
+            standing: self.standing(),
+        };
+        if self.view_key.as_ref() == Some(&key) {
+            return;
+        }
+        let mut view = ClusterView {
+            standing: key.standing.clone(),
+            cluster: self.identity.cluster,
+            peers: self.gossip.views(),
+            raft: key.raft.clone(),
+            ..ClusterView::unborn(self.me, self.config.info.clone(), self.boot)
+        };
+        if let Some(parts) = &self.raft {
+            let applied = lock(&parts.applied);
+            let state = &applied.state;
+            view.config = state.config.clone();
+            view.epoch = state.epoch;
+            view.members = state.members.clone();
+            view.topology = if *self.view.topology == state.topology {
+                self.view.topology.clone()
+            } else {
+                Arc::new(state.topology.clone())
+            };
+        }
+        self.view_key = Some(key);
+        if *self.view != view {
+            self.view = Arc::new(view);
+            self.view_shown = false;
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Control messages between nodes: one self-contained envelope for each.
+//!
+//! An envelope says which cluster it belongs to, from which start of which node it comes and for
+//! whom it is, so that it can be judged without knowing the connection it came through: a message
+//! of another cluster, of an older start, or of a copied data directory is dropped.
+
+use mds_types::{ClusterConfig, ClusterId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::raft::{RaftReply, RaftRpc};
+use crate::state::{Command, NewMember, Response};
+
+/// First byte of an encoded envelope.
+const ENVELOPE_FORMAT_1: u8 = 1;
+
+/// Bytes of one control message at most; longer ones are dropped. A snapshot of the largest
+/// cluster stays well below.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A message with what is needed to judge it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Envelope {
+    pub(crate) cluster: ClusterId,
+    pub(crate) from: NodeId,
+    pub(crate) from_boot: u64,
+    pub(crate) from_nonce: u64,
+    /// Where an answer finds the sender, should gossip not know it yet.
+    pub(crate) reply_addr: String,
+    pub(crate) to: NodeId,
+    pub(crate) body: Body,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// A question of Raft.
+    RaftRequest { id: u64, rpc: RaftRpc },
+    /// Its answer.
+    RaftReply { id: u64, reply: RaftReply },
+    /// Become part of the envelope's cluster. At birth with the plan, later without.
+    Invite { plan: Option<BirthPlan> },
+    /// The answer: the cluster that the invited node is part of now.
+    Invited { cluster: ClusterId },
+    /// Have this agreed on, if you lead.
+    Propose { id: u64, command: Command },
+    /// What it came to.
+    Proposed { id: u64, outcome: Proposed },
+    /// Your start is over, as far as I know: have yourself judged.
+    SupersededStart,
+}
+
+/// The answer to a proposal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Proposed {
+    /// Agreed on, with this result.
+    Applied(Response),
+    /// Ask this one, if anybody is known to lead.
+    NotLeader(Option<NodeId>),
+    /// It may or may not have been agreed on.
+    Unknown,
+}
+
+/// Everything needed to form a cluster, written down before the first step.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct BirthPlan {
+    pub(crate) cluster: ClusterId,
+    pub(crate) config: ClusterConfig,
+    /// The node that was told to form the cluster. It alone initialises Raft.
+    pub(crate) founder: NodeId,
+    /// The first voters.
+    pub(crate) voters: Vec<NodeId>,
+    pub(crate) members: Vec<NewMember>,
+}
+
+impl BirthPlan {
+    pub(crate) fn includes(&self, node: NodeId) -> bool {
+        self.members.iter().any(|member| member.incarnation.node_id() == node)
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.members.iter().map(|member| member.incarnation.node_id()).collect()
+    }
+
+    pub(crate) fn peer_addr(&self, node: NodeId) -> Option<&str> {
+        let member = self.members.iter().find(|member| member.incarnation.node_id() == node)?;
+        Some(&member.info.peer_addr)
+    }
+}
+
+impl Envelope {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_extend(self, vec![ENVELOPE_FORMAT_1])
+    }
+
+    /// Reads an envelope; anything else is `None`.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Envelope> {
+        if bytes.len() > CONTROL_MESSAGE_BYTES_MAX {
+            return None;
+        }
+        match bytes.split_first() {
+            Some((&ENVELOPE_FORMAT_1, rest)) => match postcard::take_from_bytes(rest) {
+                Ok((envelope, [])) => Some(envelope),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_envelope_survives_the_way() {
+        let envelope = Envelope {
+            cluster: ClusterId(7),
+            from: NodeId(1),
+            from_boot: 2,
+            from_nonce: 3,
+            reply_addr: "host:1".to_owned(),
+            to: NodeId(4),
+            body: Body::Invited { cluster: ClusterId(7) },
+        };
+        let bytes = envelope.encode().unwrap();
+        let read = Envelope::decode(&bytes).unwrap();
+        assert_eq!((read.from, read.to, read.from_boot), (NodeId(1), NodeId(4), 2));
+        assert!(matches!(read.body, Body::Invited { cluster } if cluster == ClusterId(7)));
+        assert!(Envelope::decode(&bytes[..bytes.len() - 1]).is_none());
+        assert!(Envelope::decode(&[&bytes[..], b"x"].concat()).is_none());
+        assert!(Envelope::decode(&[]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Envelope::decode(&bytes);
+            let mut framed = vec![ENVELOPE_FORMAT_1];
+            framed.extend_from_slice(&bytes);
+            let _ = Envelope::decode(&framed);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Connections to other nodes, as the core sees them: buffers to fill, and whether somebody is there.
+//!
+//! Between two nodes there are two links, one dialled by each: a node's requests go out on the link
+//! it dialled, and their replies come back on it. The shell owns the sockets; a link is the bytes still
+//! to be written and what is known of the other side.
+//!
+//! **Health.** The data path judges for itself whether a peer can be asked *now*; gossip, which takes
+//! seconds, only decides what to do about nodes that stay away. A dialled link that was closed is down
+//! at once. A link that stays open while the other process is stopped is found by pings, which the
+//! peer's core answers without touching its store: a slow disk is not a dead node.
+//!
+//! **Bounds.** A link holds at most [`LINK_BACKLOG_BYTES_MAX`] unsent bytes: beyond that a request is
+//! refused to its sender (who sheds, hedges or hints), and a reply is dropped (its asker times out).
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use mds_types::NodeId;
+
+use crate::wire::{self, Message, Ping};
+
+/// Names one connection for as long as it lives; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkId(pub u64);
+
+/// Which side opened a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// We did: our requests go out on it.
+    Dialled,
+    /// The peer did: its requests come in on it.
+    Accepted,
+}
+
+/// Unsent bytes of one link, at most.
+pub const LINK_BACKLOG_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How often links are looked at.
+pub(crate) const HEALTH_TICK_NS: u64 = 50_000_000;
+
+/// A ping without an answer for this long makes a link unresponsive.
+const UNRESPONSIVE_AFTER_NS: u64 = 300_000_000;
+
+/// A link without traffic is pinged this often.
+const IDLE_PING_EVERY_NS: u64 = 1_000_000_000;
+
+/// Why a request could not be handed to a link. Nothing was sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SendRefusal {
+    /// No connection, or nobody answers on it.
+    Down,
+    /// Too much is waiting to be written already.
+    Backlogged,
+}
+
+#[derive(Debug)]
+struct Link {
+    peer: NodeId,
+    direction: Direction,
+    out: BytesMut,
+    is_dirty: bool,
+    /// Requests that went out since the last health tick.
+    is_busy: bool,
+    last_heard_ns: u64,
+    ping_sent_ns: Option<u64>,
+    is_unresponsive: bool,
+}
+
+/// All links of this node.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    links: BTreeMap<LinkId, Link>,
+    dialled: BTreeMap<NodeId, LinkId>,
+    dirty: Vec<LinkId>,
+    next_id: u64,
+    last_tick_ns: u64,
+    pub(crate) replies_dropped: u64,
+}
+
+impl Links {
+    pub(crate) fn open(&mut self, now_ns: u64, peer: NodeId, direction: Direction) -> LinkId {
+        self.next_id += 1;
+        let id = LinkId(self.next_id);
+        let link = Link {
+            peer,
+            direction,
+            out: BytesMut::new(),
+            is_dirty: false,
+            is_busy: false,
+            last_heard_ns: now_ns,
+            ping_sent_ns: None,
+            is_unresponsive: false,
+        };
+        self.links.insert(id, link);
+        if direction == Direction::Dialled {
+            self.dialled.insert(peer, id);
+        }
+        id
+    }
+
+    /// Forgets a link; says whose requests can no longer be answered, if any.
+    pub(crate) fn close(&mut self, id: LinkId) -> Option<NodeId> {
+        let link = self.links.remove(&id)?;
+        if link.direction == Direction::Dialled && self.dialled.get(&link.peer) == Some(&id) {
+            self.dialled.remove(&link.peer);
+            return Some(link.peer);
+        }
+        None
+    }
+
+    pub(crate) fn peer(&self, id: LinkId) -> Option<(NodeId, Direction)> {
+        self.links.get(&id).map(|link| (link.peer, link.direction))
+    }
+
+    /// Whether a node can be asked now.
+    pub(crate) fn is_usable(&self, peer: NodeId) -> bool {
+        let link = self.dialled.get(&peer).and_then(|id| self.links.get(id));
+        link.is_some_and(|link| !link.is_unresponsive)
+    }
+
+    /// Peers with a dialled link.
+    pub(crate) fn connected(&self) -> impl Iterator<Item = NodeId> {
+        self.dialled.keys().copied()
+    }
+
+    /// Puts a request on the link we dialled.
+    pub(crate) fn send(&mut self, peer: NodeId, message: &Message) -> Result<(), SendRefusal> {
+        let id = *self.dialled.get(&peer).ok_or(SendRefusal::Down)?;
+        let link = self.links.get_mut(&id).ok_or(SendRefusal::Down)?;
+        if link.is_unresponsive {
+            return Err(SendRefusal::Down);
+        }
+        if link.out.len() >= LINK_BACKLOG_BYTES_MAX {
+            return Err(SendRefusal::Backlogged);
+        }
+        link.is_busy = true;
+        Self::append(&mut self.dirty, id, link, message);
+        Ok(())
+    }
+
+    /// Puts a reply on the link that its request came by, if that still exists.
+    pub(crate) fn reply(&mut self, id: LinkId, message: &Message) {
+        match self.links.get_mut(&id) {
+            Some(link) if link.out.len() < LINK_BACKLOG_BYTES_MAX => {
+                Self::append(&mut self.dirty, id, link, message);
+            }
+            _ => self.replies_dropped += 1,
+        }
+    }
+
+    fn append(dirty: &mut Vec<LinkId>, id: LinkId, link: &mut Link, message: &Message) {
+        wire::encode(message, &mut link.out);
+        if !link.is_dirty {
+            link.is_dirty = true;
+            dirty.push(id);
+        }
+    }
+
+    /// Takes note that a peer sent something on a link.
+    pub(crate) fn heard(&mut self, now_ns: u64, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.last_heard_ns = now_ns;
+            link.ping_sent_ns = None;
+            link.is_unresponsive = false;
+        }
+    }
+
+    /// Looks after all dialled links; returns the peers that have just become unresponsive.
+    pub(crate) fn tick(&mut self, now_ns: u64) -> Vec<NodeId> {
+        // If this process itself was stopped or starved, silence says nothing about the others.
+        let was_asleep = now_ns.saturating_sub(self.last_tick_ns) > 4 * HEALTH_TICK_NS;
+        self.last_tick_ns = now_ns;
+        let mut lost = Vec::new();
+        for (&peer, &id) in &self.dialled {
+            let Some(link) = self.links.get_mut(&id) else {
+                continue;
+            };
+            match link.ping_sent_ns {
+                Some(_) if was_asleep => link.ping_sent_ns = Some(now_ns),
+                Some(sent_ns) => {
+                    let is_late = now_ns.saturating_sub(sent_ns) >= UNRESPONSIVE_AFTER_NS;
+                    if is_late && !link.is_unresponsive {
+                        link.is_unresponsive = true;
+                        lost.push(peer);
+                    }
+                }
+                None => {
+                    let silent_ns = now_ns.saturating_sub(link.last_heard_ns);
+                    let is_idle_due = silent_ns >= IDLE_PING_EVERY_NS;
+                    if is_idle_due || (link.is_busy && silent_ns >= HEALTH_TICK_NS) {
+                        link.ping_sent_ns = Some(now_ns);
+                        Self::append(&mut self.dirty, id, link, &Message::Ping(Ping { id: 0 }));
+                    }
+                    link.is_busy = false;
+                }
+            }
+        }
+        lost
+    }
+
+    /// Links that have got new bytes to write since the last call.
+    pub(crate) fn take_dirty(&mut self) -> Vec<LinkId> {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.retain(|id| self.links.contains_key(id));
+        for id in &dirty {
+            if let Some(link) = self.links.get_mut(id) {
+                link.is_dirty = false;
+            }
+        }
+        dirty
+    }
+
+    /// The bytes still to be written; the shell takes from the front what its socket takes.
+    pub(crate) fn output(&mut self, id: LinkId) -> Option<&mut BytesMut> {
+        self.links.get_mut(&id).map(|link| &mut link.out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Pong;
+
+    const PEER: NodeId = NodeId(7);
+
+    fn pong() -> Message {
+        Message::Pong(Pong { id: 1 })
+    }
+
+    #[test]
+    fn a_peer_without_a_link_is_refused() {
+        let mut links = Links::default();
+        assert_eq!(links.send(PEER, &pong()), Err(SendRefusal::Down));
+        let accepted = links.open(0, PEER, Direction::Accepted);
+        assert_eq!(
+            links.send(PEER, &pong()),
+            Err(SendRefusal::Down),
+            "not ours to ask on"
+        );
+        assert_eq!(links.close(accepted), None);
+        let dialled = links.open(0, PEER, Direction::Dialled);
+        assert_eq!(links.send(PEER, &pong()), Ok(()));
+        assert_eq!(links.take_dirty(), [dialled]);
+        assert_eq!(links.take_dirty(), []);
+        assert_eq!(links.close(dialled), Some(PEER));
+    }
+
+    #[test]
+    fn an_old_link_that_closes_late_does_not_take_the_new_one_down() {
+        let mut links = Links::default();
+        let old = links.open(0, PEER, Direction::Dialled);
+        links.open(0, PEER, Direction::Dialled);
+        assert_eq!(links.close(old), None);
+        assert!(links.is_usable(PEER));
+    }
+
+    #[test]
+    fn a_stopped_peer_is_found_by_pings_and_comes_back_when_heard() {
+        let mut links = Links::default();
+        let id = links.open(0, PEER, Direction::Dialled);
+        let mut now_ns = 0;
+        let mut lost_at_ns = None;
+        while lost_at_ns.is_none() && now_ns < 10_000_000_000 {
+            now_ns += HEALTH_TICK_NS;
+            // Requests keep going out; nothing comes back.
+            let _ = links.send(PEER, &pong());
+            if links.tick(now_ns) == [PEER] {
+                lost_at_ns = Some(now_ns);
+            }
+        }
+        assert!(lost_at_ns.unwrap() <= 400_000_000 + HEALTH_TICK_NS);
+        assert!(!links.is_usable(PEER));
+        assert_eq!(links.send(PEER, &pong()), Err(SendRefusal::Down));
+        assert_eq!(links.tick(now_ns + HEALTH_TICK_NS), [], "said once");
+        links.heard(now_ns, id);
+        assert!(links.is_usable(PEER));
+    }
+
+    #[test]
+    fn our_own_sleep_is_not_held_against_the_peer() {
+        let mut links = Links::default();
+        links.open(0, PEER, Direction::Dialled);
+        links.tick(HEALTH_TICK_NS);
+        let _ = links.send(PEER, &pong());
+        links.tick(2 * HEALTH_TICK_NS);
+        assert_eq!(links.tick(60_000_000_000), []);
+        assert!(links.is_usable(PEER));
+    }
+
+    #[test]
+    fn a_backlog_is_bounded() {
+        let mut links = Links::default();
+        let id = links.open(0, PEER, Direction::Dialled);
+        links.output(id).unwrap().resize(LINK_BACKLOG_BYTES_MAX, 0);
+        assert_eq!(links.send(PEER, &pong()), Err(SendRefusal::Backlogged));
+        links.reply(id, &pong());
+        assert_eq!(links.replies_dropped, 1);
+    }
+}

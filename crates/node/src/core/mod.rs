@@ -1,0 +1,677 @@
+//! The core: the running database as one machine that is driven in turns.
+//!
+//! It has inputs (a client's request, bytes from a peer, what the store has done, the time, a new view
+//! of the cluster) and fills outputs (bytes for peers, a batch for the store, questions for its reader,
+//! answers for clients). It owns no socket, file, clock or task. Whoever drives it (the tokio shell,
+//! the simulator, a test) calls inputs as they come, then [`Core::settle`], then takes the outputs:
+//! that is a *turn*. Everything that one turn produced leaves together, which is what makes an
+//! operation cheap: one write per peer, one batch and one sync at the store, whatever the number of
+//! requests.
+//!
+//! The parts, each a file:
+//!
+//! - [`write`] and [`read`]: the coordinator. It stamps, sends to all replicas or asks R of them,
+//!   counts, hedges, repairs, and answers; [`scan`] does the same for pages of a partition;
+//! - [`replica`]: the replica's side. This node's own replica is reached by the same request as a
+//!   remote one, through a queue instead of a socket;
+//! - [`hinting`]: delivers what other nodes missed;
+//! - [`links`]: connections to peers and their health;
+//! - [`slab`]: operations in flight.
+//!
+//! **Invariants**
+//!
+//! 1. Only members of a key's replica set, by the agreed topology, count for its quorums.
+//! 2. A write is stamped once. Nothing here ever stamps and sends it again.
+//! 3. An error that says "nothing was done" is only given when no replica can have done anything.
+//! 4. All that is queued is bounded; beyond a bound, requests are refused, not delayed.
+//! 5. Given the same inputs, the core produces the same outputs: no clock, no randomness, no
+//!    iteration in hash order.
+
+mod hinting;
+mod links;
+mod read;
+mod replica;
+mod scan;
+mod slab;
+mod stats;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use mds_cluster::{ClusterView, Standing};
+use mds_protocol::placement::Placement;
+use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, REPLICAS_MAX, VALUE_BYTES_MAX};
+use mds_types::slot::partition_of;
+use mds_types::{
+    ClusterConfig, Epoch, Hlc, HlcClock, NodeId, PartitionId, Topology, TopologyVersion,
+};
+
+pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
+pub use stats::{CoreStats, LATENCY_BUCKETS, LatencyHistogram, Outcomes};
+
+use crate::api::{Now, Op, Outcome, Request, RequestError, Submit, Tag};
+use crate::store_io::{ReadAnswer, ReadQuery, StoreBatch, StoreDone, Ticket};
+use crate::wire::{self, WireError};
+use hinting::Hinting;
+use links::{HEALTH_TICK_NS, Links};
+use replica::{ReplicaReply, ReplicaRequest};
+use slab::{Deadlines, Slab};
+use write::RequestIds;
+
+/// What a node may choose for its core. Times in the unit of their name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoreConfig {
+    /// How long a request may take unless it says otherwise.
+    pub request_timeout_ms: u32,
+    /// A read asks a further replica after this long at the least...
+    pub hedge_us_min: u64,
+    /// ...and at the most. In between, the latency of recent reads decides.
+    pub hedge_us_max: u64,
+    /// Operations in flight; further requests are refused as overloaded.
+    pub pending_max: usize,
+    /// Bytes of records among them; further writes are refused as overloaded.
+    pub pending_bytes_max: usize,
+    /// Largest value accepted.
+    pub value_bytes_max: usize,
+    /// Largest distance of a stamp into the future.
+    pub clock_skew_us_max: u64,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        CoreConfig {
+            request_timeout_ms: 2_000,
+            hedge_us_min: 1_000,
+            hedge_us_max: 50_000,
+            pending_max: 64 * 1024,
+            pending_bytes_max: 256 * 1024 * 1024,
+            value_bytes_max: VALUE_BYTES_MAX,
+            clock_skew_us_max: CLOCK_SKEW_US_MAX,
+        }
+    }
+}
+
+/// The nodes that hold one partition, first replica first.
+#[derive(Clone, Copy, Debug)]
+struct Replicas {
+    nodes: [NodeId; REPLICAS_MAX as usize],
+    len: u8,
+}
+
+impl Replicas {
+    fn of(ring: &Placement, partition: PartitionId) -> Replicas {
+        let mut replicas = Replicas {
+            nodes: Default::default(),
+            len: 0,
+        };
+        for &node in ring
+            .replicas(partition)
+            .iter()
+            .take(usize::from(REPLICAS_MAX))
+        {
+            replicas.nodes[usize::from(replicas.len)] = node;
+            replicas.len += 1;
+        }
+        replicas
+    }
+
+    fn nodes(&self) -> &[NodeId] {
+        &self.nodes[..usize::from(self.len)]
+    }
+
+    fn index_of(&self, node: NodeId) -> Option<usize> {
+        self.nodes().iter().position(|&replica| replica == node)
+    }
+}
+
+/// An operation in flight at its coordinator.
+enum Pending {
+    Write(write::WriteOp),
+    Read(read::ReadOp),
+    Scan(scan::ScanOp),
+    HintDelivery(hinting::Delivery),
+}
+
+/// The core. See the module's chapter.
+pub struct Core {
+    config: CoreConfig,
+    view: Arc<ClusterView>,
+    ring: Arc<Placement>,
+    clock: HlcClock,
+    /// Without a store this node is no replica and stamps nothing.
+    is_store_open: bool,
+    /// Set when the store has stopped or the node is leaving: why nothing is served.
+    stopped: Option<String>,
+    links: Links,
+    pending: Slab<Pending>,
+    pending_bytes: usize,
+    deadlines: Deadlines,
+    hedges: Deadlines,
+    /// Smoothed latency of replica reads and its deviation, microseconds.
+    read_latency_us: (u64, u64),
+    local_requests: VecDeque<(u64, ReplicaRequest)>,
+    local_replies: VecDeque<(u64, ReplicaReply)>,
+    /// Writes that wait for a durable clock mark, and whether one is being made.
+    awaiting_mark: VecDeque<(Request, Tag, u64)>,
+    mark_in_flight: bool,
+    request_ids: RequestIds,
+    hinting: Hinting,
+    batch: StoreBatch,
+    reads: Vec<(Ticket, ReadQuery)>,
+    store_backlog: usize,
+    store_backlog_bytes: usize,
+    done: Vec<(Tag, Result<Outcome, RequestError>)>,
+    next_tick_ns: u64,
+    stats: CoreStats,
+}
+
+impl Core {
+    /// A core that knows the cluster as `view` says and whose clock continues after `mark`, the last
+    /// durable one. It serves once its store is open.
+    pub fn new(config: CoreConfig, view: Arc<ClusterView>, mark: Hlc) -> Core {
+        let clock = HlcClock::new(mark, config.clock_skew_us_max);
+        let mut core = Core {
+            config,
+            ring: Arc::new(Placement::compute(
+                &Topology::default(),
+                &ClusterConfig::default(),
+            )),
+            view: view.clone(),
+            clock,
+            stopped: None,
+            links: Links::default(),
+            pending: Slab::new(),
+            pending_bytes: 0,
+            deadlines: Deadlines::default(),
+            hedges: Deadlines::default(),
+            read_latency_us: (2_000, 1_000),
+            local_requests: VecDeque::new(),
+            local_replies: VecDeque::new(),
+            awaiting_mark: VecDeque::new(),
+            mark_in_flight: false,
+            request_ids: RequestIds::default(),
+            hinting: Hinting::default(),
+            is_store_open: false,
+            batch: StoreBatch::default(),
+            reads: Vec::new(),
+            store_backlog: 0,
+            store_backlog_bytes: 0,
+            done: Vec::new(),
+            next_tick_ns: 0,
+            stats: CoreStats::default(),
+        };
+        core.adopt_ring();
+        core
+    }
+
+    // ---- inputs -------------------------------------------------------------------------------
+
+    /// Takes a new view of the cluster.
+    pub fn on_view(&mut self, view: Arc<ClusterView>) {
+        if view.epoch > self.view.epoch {
+            self.batch.epoch = Some(view.epoch);
+        }
+        let ring_changed =
+            view.topology.version != self.view.topology.version || view.config != self.view.config;
+        self.view = view;
+        if ring_changed {
+            self.adopt_ring();
+        }
+    }
+
+    /// The store is open; so many hints per target lie on its disk.
+    pub fn on_store_open(&mut self, hints_pending: Vec<(NodeId, u64)>) {
+        self.is_store_open = true;
+        self.hinting.set_pending(hints_pending);
+    }
+
+    /// A connection to a peer is open and its handshake done.
+    pub fn on_link_open(&mut self, now: Now, peer: NodeId, direction: Direction) -> LinkId {
+        self.links.open(now.mono_ns, peer, direction)
+    }
+
+    /// Bytes from a peer: takes all whole frames off the front of `input`.
+    ///
+    /// # Errors
+    /// When the bytes make no sense: close the connection.
+    pub fn on_link_bytes(
+        &mut self,
+        now: Now,
+        link: LinkId,
+        input: &mut BytesMut,
+    ) -> Result<(), WireError> {
+        let Some((_, direction)) = self.links.peer(link) else {
+            return Ok(());
+        };
+        while let Some(frame) = wire::next_frame(input)? {
+            self.on_frame(now, link, direction, frame)?;
+        }
+        Ok(())
+    }
+
+    fn on_frame(
+        &mut self,
+        now: Now,
+        link: LinkId,
+        direction: Direction,
+        frame: Bytes,
+    ) -> Result<(), WireError> {
+        self.links.heard(now.mono_ns, link);
+        if let Some(message) = wire::decode(frame)? {
+            match direction {
+                Direction::Accepted => self.on_peer_request(now, link, message),
+                Direction::Dialled => self.on_peer_reply(now, link, message),
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection has ended. What was asked on it fails now, not at its deadline.
+    pub fn on_link_closed(&mut self, now: Now, link: LinkId) {
+        if let Some(peer) = self.links.close(link) {
+            self.on_peer_lost(now, peer);
+        }
+    }
+
+    /// The store has done something.
+    pub fn on_store_done(&mut self, now: Now, done: StoreDone) {
+        if let Some(reason) = done.failed {
+            self.stop(format!("the store has stopped: {reason}"));
+        }
+        if let Some(mark) = done.mark {
+            self.clock.mark_persisted(mark);
+            self.mark_in_flight = false;
+            for (request, tag, deadline_ns) in std::mem::take(&mut self.awaiting_mark) {
+                self.resubmit(now, request, tag, deadline_ns);
+            }
+        }
+        self.store_backlog = self.store_backlog.saturating_sub(done.merges.len());
+        if self.store_backlog == 0 {
+            self.store_backlog_bytes = 0;
+        }
+        self.on_merged(now, done.merges);
+        self.stats.hints_stored += done.hints_stored;
+        self.stats.hints_dropped += done.hints_dropped;
+        if let Some(pending) = done.hints_pending {
+            self.hinting.set_pending(pending);
+        }
+        for (target, records, token) in done.hint_batches {
+            self.on_hints_read(now, target, records, token);
+        }
+    }
+
+    /// The store's reader has answered; `None` means that it failed.
+    pub fn on_read_done(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        query: &ReadQuery,
+        answer: Option<ReadAnswer>,
+    ) {
+        self.on_read_answer(now, ticket, query, answer);
+    }
+
+    /// Time has passed: deadlines, hedges, health, hints.
+    pub fn on_timer(&mut self, now: Now) {
+        while let Some(id) = self.hedges.pop_due(now.mono_ns) {
+            self.on_hedge_due(now, id);
+        }
+        while let Some(id) = self.deadlines.pop_due(now.mono_ns) {
+            self.on_deadline(now, id);
+        }
+        while self
+            .awaiting_mark
+            .front()
+            .is_some_and(|&(_, _, at_ns)| at_ns <= now.mono_ns)
+        {
+            if let Some((request, tag, _)) = self.awaiting_mark.pop_front() {
+                let error = RequestError::Overloaded("the clock's mark is not durable yet");
+                self.finish(now, now.mono_ns, &request.op, tag, Err(error));
+            }
+        }
+        if now.mono_ns >= self.next_tick_ns {
+            self.next_tick_ns = now.mono_ns + HEALTH_TICK_NS;
+            for peer in self.links.tick(now.mono_ns) {
+                tracing::warn!(%peer, "peer does not answer pings; going on without it");
+                self.on_peer_lost(now, peer);
+            }
+            self.tick_hints(now);
+        }
+    }
+
+    /// Nothing is served from here on; `reason` is what clients hear.
+    pub fn stop(&mut self, reason: String) {
+        if self.stopped.is_none() {
+            tracing::error!(%reason, "this node stops serving");
+            self.stopped = Some(reason);
+        }
+    }
+
+    // ---- outputs ------------------------------------------------------------------------------
+
+    /// Brings requests to and answers from this node's own replica round, and makes the batch ready.
+    /// To be called after the inputs of a turn, before its outputs are taken.
+    pub fn settle(&mut self, now: Now) {
+        loop {
+            if let Some((id, request)) = self.local_requests.pop_front() {
+                self.serve(now, crate::store_io::ReplyTo::Me, id, request);
+            } else if let Some((id, reply)) = self.local_replies.pop_front() {
+                let me = self.view.me;
+                self.on_reply(now, me, id, reply);
+            } else {
+                break;
+            }
+        }
+        self.batch.wall_ms = now.wall_ms();
+        self.batch.mono_ns = now.mono_ns;
+    }
+
+    /// Work for the owner of the store, if any.
+    pub fn take_batch(&mut self) -> Option<StoreBatch> {
+        (!self.batch.is_empty()).then(|| std::mem::take(&mut self.batch))
+    }
+
+    /// Questions for the store's reader.
+    pub fn take_reads(&mut self) -> Vec<(Ticket, ReadQuery)> {
+        std::mem::take(&mut self.reads)
+    }
+
+    /// Answers for front-ends.
+    pub fn take_done(&mut self) -> Vec<(Tag, Result<Outcome, RequestError>)> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Links with new bytes to write.
+    pub fn take_dirty_links(&mut self) -> Vec<LinkId> {
+        self.links.take_dirty()
+    }
+
+    /// The unwritten bytes of a link; the shell takes off the front what its socket takes.
+    pub fn link_output(&mut self, link: LinkId) -> Option<&mut BytesMut> {
+        self.links.output(link)
+    }
+
+    /// When [`Core::on_timer`] wants to be called next, monotonic nanoseconds.
+    pub fn next_deadline_ns(&mut self) -> u64 {
+        let pending = &self.pending;
+        self.hedges.prune(|id| pending.contains(id));
+        self.deadlines.prune(|id| pending.contains(id));
+        let mark = self.awaiting_mark.front().map(|&(_, _, at_ns)| at_ns);
+        let due = [self.hedges.next_ns(), self.deadlines.next_ns(), mark];
+        due.into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(u64::MAX)
+            .min(self.next_tick_ns)
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> CoreStats {
+        CoreStats {
+            pending: self.pending.len() as u64,
+            store_backlog: self.store_backlog as u64,
+            hints_pending: self.hinting.pending_total(),
+            replies_dropped: self.links.replies_dropped,
+            ..self.stats
+        }
+    }
+
+    /// Peers that can be asked now.
+    pub fn usable_peers(&self) -> Vec<NodeId> {
+        self.links
+            .connected()
+            .filter(|&peer| self.links.is_usable(peer))
+            .collect()
+    }
+
+    /// Operations in flight; a graceful shutdown waits for zero.
+    pub fn in_flight(&self) -> usize {
+        self.pending.len() + self.store_backlog
+    }
+
+    /// Where each partition lives, by the agreed topology.
+    pub fn ring(&self) -> &Arc<Placement> {
+        &self.ring
+    }
+
+    // ---- common to the coordinator's parts ----------------------------------------------------
+
+    fn adopt_ring(&mut self) {
+        if let Some(config) = &self.view.config {
+            self.ring = Arc::new(Placement::compute(&self.view.topology, config));
+        }
+    }
+
+    /// Whether this node answers as a replica.
+    fn is_replica_serving(&self) -> bool {
+        self.stopped.is_none() && self.is_store_open && self.view.standing == Standing::Active
+    }
+
+    /// The agreed configuration, if this node may coordinate requests.
+    fn coordinating(&self) -> Result<&ClusterConfig, RequestError> {
+        if let Some(reason) = &self.stopped {
+            return Err(RequestError::NotReady(reason.clone()));
+        }
+        let reason = match (&self.view.standing, &self.view.config) {
+            (Standing::Active | Standing::Waiting, Some(config))
+                if self.is_store_open && self.view.topology.version > TopologyVersion(0) =>
+            {
+                return Ok(config);
+            }
+            (Standing::Unborn, _) => {
+                "this node is not part of a cluster yet: run `mydatastore init`".to_owned()
+            }
+            (Standing::Refused(reason), _) => reason.clone(),
+            _ => "this node is joining its cluster".to_owned(),
+        };
+        Err(RequestError::NotReady(reason))
+    }
+
+    /// Whether a replica can be asked now.
+    fn is_usable(&self, node: NodeId) -> bool {
+        if node == self.view.me {
+            self.is_replica_serving()
+        } else {
+            self.links.is_usable(node)
+        }
+    }
+
+    fn check_key(&self, key: &Bytes) -> Result<(), RequestError> {
+        if key.is_empty() {
+            return Err(RequestError::BadRequest("the key is empty".to_owned()));
+        }
+        if key.len() > KEY_BYTES_MAX {
+            let (bytes, limit) = (key.len(), KEY_BYTES_MAX);
+            return Err(RequestError::TooLarge {
+                what: "key",
+                bytes,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    fn timeout_ns(&self, timeout_ms: Option<u32>) -> u64 {
+        u64::from(timeout_ms.unwrap_or(self.config.request_timeout_ms).max(1)) * 1_000_000
+    }
+
+    fn partition_of(&self, key: &[u8]) -> PartitionId {
+        partition_of(key, self.ring.partition_count())
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.view.epoch
+    }
+
+    /// An answer of a replica to one of this node's operations.
+    fn on_reply(&mut self, now: Now, from: NodeId, id: u64, reply: ReplicaReply) {
+        match (self.pending.get_mut(id), reply) {
+            (Some(Pending::Write(_)), ReplicaReply::Put(status)) => {
+                self.on_write_reply(now, id, from, status);
+            }
+            (Some(Pending::Read(_)), ReplicaReply::Get(status, record)) => {
+                self.on_get_reply(now, id, from, status, record);
+            }
+            (Some(Pending::Read(_)), ReplicaReply::Put(status)) => {
+                self.on_repair_reply(now, id, from, status);
+            }
+            (Some(Pending::Scan(_)), ReplicaReply::Page(status, records, more)) => {
+                self.on_page_reply(now, id, from, status, records, more);
+            }
+            (Some(Pending::Scan(_)), ReplicaReply::Count(status, count)) => {
+                self.on_count_reply(now, id, from, status, count);
+            }
+            (Some(Pending::HintDelivery(_)), ReplicaReply::Put(status)) => {
+                self.on_hint_reply(now, id, status);
+            }
+            // The operation has ended, or the answer is not one to its question.
+            _ => {}
+        }
+    }
+
+    /// A peer cannot be asked any more: everything that waits for it moves on at once.
+    fn on_peer_lost(&mut self, now: Now, peer: NodeId) {
+        for id in self.pending.ids() {
+            match self.pending.get_mut(id) {
+                Some(Pending::Write(op)) => {
+                    if let Some(index) = op.replicas.index_of(peer) {
+                        self.on_write_failed(now, id, index, false);
+                    }
+                }
+                Some(Pending::Read(op)) => {
+                    if let Some(index) = op.replicas.index_of(peer) {
+                        self.on_read_failed(now, id, index);
+                    }
+                }
+                Some(Pending::Scan(op)) => {
+                    if let Some(index) = op.replicas.index_of(peer) {
+                        self.on_scan_failed(now, id, index);
+                    }
+                }
+                Some(Pending::HintDelivery(op)) if op.target == peer => {
+                    self.on_delivery_failed(now, id);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn on_deadline(&mut self, now: Now, id: u64) {
+        match self.pending.get_mut(id) {
+            Some(Pending::Write(_)) => self.on_write_deadline(now, id),
+            Some(Pending::Read(_)) => self.on_read_deadline(now, id),
+            Some(Pending::Scan(_)) => self.on_scan_deadline(now, id),
+            Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
+            None => {}
+        }
+    }
+
+    /// Counts how a request ended and hands the answer out.
+    fn finish(
+        &mut self,
+        now: Now,
+        started_ns: u64,
+        op: &Op,
+        tag: Tag,
+        result: Result<Outcome, RequestError>,
+    ) {
+        let kind = match op {
+            Op::Get { .. } => OpKind::Get,
+            Op::Put { .. } => OpKind::Put,
+            Op::Delete { .. } => OpKind::Delete,
+            Op::Scan { .. } | Op::Count { .. } => OpKind::Scan,
+        };
+        self.finish_kind(now, started_ns, kind, tag, result);
+    }
+
+    fn finish_kind(
+        &mut self,
+        now: Now,
+        started_ns: u64,
+        kind: OpKind,
+        tag: Tag,
+        result: Result<Outcome, RequestError>,
+    ) {
+        let counts = match kind {
+            OpKind::Get => &mut self.stats.gets,
+            OpKind::Put => &mut self.stats.puts,
+            OpKind::Delete => &mut self.stats.deletes,
+            OpKind::Scan => &mut self.stats.scans,
+        };
+        match &result {
+            Ok(_) => {
+                counts.ok += 1;
+                counts
+                    .latency
+                    .record(now.mono_ns.saturating_sub(started_ns));
+            }
+            Err(RequestError::BadRequest(_) | RequestError::TooLarge { .. }) => counts.refused += 1,
+            Err(RequestError::Unavailable { .. }) => counts.unavailable += 1,
+            Err(RequestError::Overloaded(_)) => counts.overloaded += 1,
+            Err(RequestError::NotReady(_)) => counts.not_ready += 1,
+            Err(RequestError::Unknown { .. } | RequestError::TimedOut { .. }) => {
+                counts.uncertain += 1;
+            }
+        }
+        self.done.push((tag, result));
+    }
+}
+
+/// Requests as they are counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OpKind {
+    Get,
+    Put,
+    Delete,
+    Scan,
+}
+
+impl Submit for Core {
+    fn submit(&mut self, now: Now, request: Request, tag: Tag) {
+        let deadline_ns = now.mono_ns + self.timeout_ns(request.options.timeout_ms);
+        self.resubmit(now, request, tag, deadline_ns);
+    }
+
+    fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+}
+
+impl Core {
+    fn resubmit(&mut self, now: Now, request: Request, tag: Tag, deadline_ns: u64) {
+        let refusal = match &request.op {
+            _ if self.pending.len() >= self.config.pending_max => {
+                Some(RequestError::Overloaded("too many requests in flight"))
+            }
+            Op::Put { .. } | Op::Delete { .. } => {
+                return self.begin_write(now, request, tag, deadline_ns);
+            }
+            Op::Get { key } => self
+                .begin_read(now, key, &request.options, tag, deadline_ns)
+                .err(),
+            Op::Scan {
+                partition,
+                after,
+                limit,
+            } => {
+                let after = after.clone();
+                self.begin_scan(
+                    now,
+                    *partition,
+                    after,
+                    *limit,
+                    &request.options,
+                    tag,
+                    deadline_ns,
+                )
+                .err()
+            }
+            Op::Count { partition } => self.begin_count(now, *partition, tag, deadline_ns).err(),
+        };
+        if let Some(error) = refusal {
+            self.finish(now, now.mono_ns, &request.op, tag, Err(error));
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Coordinating writes.
+//!
+//! A write is stamped, sent to every replica that can be reached, and answered when W of them have made
+//! it durable. The operation then stays until the last replica has answered or failed, because those
+//! that failed get a hint.
+//!
+//! **How a write may end, and what the client may conclude**
+//!
+//! | answer | when | then |
+//! |---|---|---|
+//! | written | W replicas acknowledged | it is durable on them |
+//! | unavailable, overloaded | too few replicas could be asked, or all of them refused before they began | nothing was done anywhere |
+//! | unknown | something was sent, and W acknowledgements can no longer come in time | it may or may not become visible, at any time from now on |
+//!
+//! **Law.** After a partial write, nothing here stamps the value anew and sends it again: readers could
+//! see it, then another, then it again. A client that retries with the version it was told, or through
+//! the same coordinator with its request id, repeats the *same* write, which is harmless.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use mds_protocol::quorum::{Outcome as Quorum, WriteQuorum, check_quorum};
+use mds_types::{Body, HlcError, NodeId, Record, Version};
+
+use super::replica::ReplicaRequest;
+use super::{Core, OpKind, Pending, Replicas};
+use crate::api::{Now, Op, Outcome, Request, RequestError, RequestOptions, Tag};
+use crate::wire::{Message, Purpose, Put, Status};
+
+/// Request ids remembered, so that a retry through this node is the same write. The oldest go first.
+const REQUEST_IDS_MAX: usize = 64 * 1024;
+
+/// Writes that wait for the clock's mark, at most; further ones are refused as overloaded.
+const AWAITING_MARK_MAX: usize = 4 * 1024;
+
+/// A write in flight.
+pub(super) struct WriteOp {
+    tag: Tag,
+    kind: OpKind,
+    record: Record,
+    pub(super) replicas: Replicas,
+    quorum: WriteQuorum,
+    /// A replica may hold the write although it has not acknowledged it.
+    may_be_applied: bool,
+    is_answered: bool,
+    started_ns: u64,
+}
+
+/// Writes by the names that clients gave them.
+#[derive(Debug, Default)]
+pub(super) struct RequestIds {
+    stamps: BTreeMap<u128, (Version, Option<u64>)>,
+    order: VecDeque<u128>,
+}
+
+impl RequestIds {
+    fn get(&self, id: u128) -> Option<(Version, Option<u64>)> {
+        self.stamps.get(&id).copied()
+    }
+
+    fn insert(&mut self, id: u128, version: Version, expires_at_ms: Option<u64>) {
+        if self.stamps.insert(id, (version, expires_at_ms)).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > REQUEST_IDS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.stamps.remove(&oldest);
+        }
+    }
+}
+
+/// The binary form of a record, made at most once for all the replicas it goes to.
+pub(super) struct Encoded<'a> {
+    record: &'a Record,
+    bytes: Option<Bytes>,
+}
+
+impl<'a> Encoded<'a> {
+    pub(super) fn new(record: &'a Record) -> Encoded<'a> {
+        Encoded {
+            record,
+            bytes: None,
+        }
+    }
+
+    fn bytes(&mut self) -> Bytes {
+        let record = self.record;
+        let encode = || {
+            let mut bytes = Vec::with_capacity(record.encoded_len());
+            record.encode(&mut bytes);
+            Bytes::from(bytes)
+        };
+        self.bytes.get_or_insert_with(encode).clone()
+    }
+}
+
+impl Core {
+    /// Begins a write; its answer comes through [`Core::take_done`], also when it is refused.
+    pub(super) fn begin_write(&mut self, now: Now, request: Request, tag: Tag, deadline_ns: u64) {
+        let (key, value, expires_at_ms) = match &request.op {
+            Op::Put {
+                key,
+                value,
+                expires_at_ms,
+            } => (key, Some(value), *expires_at_ms),
+            Op::Delete { key } => (key, None, None),
+            Op::Get { .. } | Op::Scan { .. } | Op::Count { .. } => return,
+        };
+        let kind = if value.is_some() {
+            OpKind::Put
+        } else {
+            OpKind::Delete
+        };
+        let admitted = self.admit_write(now, key, value, &request.options);
+        let stamped = admitted.and_then(|(replicas, quorum)| {
+            let stamp = self.stamp(now, &request.options, expires_at_ms)?;
+            Ok((replicas, quorum, stamp))
+        });
+        match stamped {
+            Ok((replicas, quorum, Some((version, expires_at_ms)))) => {
+                let body = value.map_or(Body::Tombstone, |value| Body::Value(value.clone()));
+                let epoch = self.epoch();
+                let record = Record {
+                    key: key.clone(),
+                    version,
+                    epoch,
+                    expires_at_ms,
+                    body,
+                };
+                let op = WriteOp {
+                    tag,
+                    kind,
+                    record,
+                    replicas,
+                    quorum,
+                    may_be_applied: false,
+                    is_answered: false,
+                    started_ns: now.mono_ns,
+                };
+                self.send_write(now, op, deadline_ns);
+            }
+            Ok((_, _, None)) if self.awaiting_mark.len() < AWAITING_MARK_MAX => {
+                self.awaiting_mark.push_back((request, tag, deadline_ns));
+            }
+            Ok((_, _, None)) => {
+                let error = RequestError::Overloaded("the clock's mark is not durable yet");
+                self.finish_kind(now, now.mono_ns, kind, tag, Err(error));
+            }
+            Err(error) => self.finish_kind(now, now.mono_ns, kind, tag, Err(error)),
+        }
+    }
+
+    /// Everything that can refuse a write before it has a stamp.
+    fn admit_write(
+        &mut self,
+        now: Now,
+        key: &Bytes,
+        value: Option<&Bytes>,
+        options: &RequestOptions,
+    ) -> Result<(Replicas, WriteQuorum), RequestError> {
+        self.check_key(key)?;
+        let value_bytes = value.map_or(0, Bytes::len);
+        if value_bytes > self.config.value_bytes_max {
+            let (bytes, limit) = (value_bytes, self.config.value_bytes_max);
+            return Err(RequestError::TooLarge {
+                what: "value",
+                bytes,
+                limit,
+            });
+        }
+        let config = self.coordinating()?;
+        let needed = options.write_quorum.unwrap_or(config.write_quorum);
+        check_quorum("w", needed, config.replicas)
+            .map_err(|error| RequestError::BadRequest(error.to_string()))?;
+        if self.pending_bytes + value_bytes > self.config.pending_bytes_max {
+            return Err(RequestError::Overloaded("too many bytes in flight"));
+        }
+        if let Some(seen) = options.seen {
+            self.observe_client(now, seen)?;
+        }
+        let replicas = Replicas::of(&self.ring, self.partition_of(key));
+        let usable = replicas
+            .nodes()
+            .iter()
+            .filter(|&&node| self.is_usable(node))
+            .count() as u8;
+        if usable < needed {
+            return Err(RequestError::Unavailable {
+                needed,
+                got: usable,
+                of: replicas.len,
+            });
+        }
+        Ok((replicas, WriteQuorum::new(needed, replicas.len)))
+    }
+
+    /// The version of a write: the one it had before, if this is a retry, else a new stamp. `None` while
+    /// the clock's mark is being made durable.
+    fn stamp(
+        &mut self,
+        now: Now,
+        options: &RequestOptions,
+        expires_at_ms: Option<u64>,
+    ) -> Result<Option<(Version, Option<u64>)>, RequestError> {
+        if let Some(version) = options.stamp {
+            self.observe_client(now, version)?;
+            return Ok(Some((version, expires_at_ms)));
+        }
+        if let Some(before) = options.request_id.and_then(|id| self.request_ids.get(id)) {
+            return Ok(Some(before));
+        }
+        if !self.mark_in_flight
+            && let Some(mark) = self.clock.reserve(now.wall_us)
+        {
+            self.batch.mark = Some(mark);
+            self.mark_in_flight = true;
+        }
+        match self.clock.now(now.wall_us) {
+            Ok(hlc) => {
+                let version = Version {
+                    hlc,
+                    node: self.view.me,
+                };
+                if let Some(id) = options.request_id {
+                    self.request_ids.insert(id, version, expires_at_ms);
+                }
+                Ok(Some((version, expires_at_ms)))
+            }
+            Err(HlcError::MarkExhausted) => Ok(None),
+            Err(error @ HlcError::TooFarAhead { .. }) => {
+                self.stats.clock_skew_refusals += 1;
+                Err(RequestError::NotReady(format!(
+                    "this node's clock went back: {error}"
+                )))
+            }
+        }
+    }
+
+    /// Takes note of a version that a client sent: what it writes from now on comes later.
+    pub(super) fn observe_client(&mut self, now: Now, seen: Version) -> Result<(), RequestError> {
+        self.clock.observe(now.wall_us, seen.hlc).map_err(|error| {
+            self.stats.clock_skew_refusals += 1;
+            RequestError::BadRequest(format!("version token refused: {error}"))
+        })
+    }
+
+    fn send_write(&mut self, now: Now, op: WriteOp, deadline_ns: u64) {
+        let (record, replicas) = (op.record.clone(), op.replicas);
+        self.pending_bytes += record.encoded_len();
+        let id = self.pending.insert(Pending::Write(op));
+        self.deadlines.insert(deadline_ns, id);
+        let timeout_ms = (deadline_ns.saturating_sub(now.mono_ns) / 1_000_000) as u32;
+        let mut encoded = Encoded::new(&record);
+        for (index, &node) in replicas.nodes().iter().enumerate() {
+            let sent = self.is_usable(node)
+                && self.send_put(node, id, &mut encoded, Purpose::Write, timeout_ms);
+            if !sent && let Some(Pending::Write(op)) = self.pending.get_mut(id) {
+                op.quorum.fail(index);
+            }
+        }
+        self.settle_write(now, id);
+    }
+
+    /// Hands a record to a replica. False if it could not be handed over: nothing was sent.
+    pub(super) fn send_put(
+        &mut self,
+        to: NodeId,
+        id: u64,
+        record: &mut Encoded<'_>,
+        purpose: Purpose,
+        timeout_ms: u32,
+    ) -> bool {
+        if to == self.view.me {
+            let record = record.record.clone();
+            self.local_requests
+                .push_back((id, ReplicaRequest::Put { record }));
+            return true;
+        }
+        let topology = self.view.topology.version.0;
+        let record = record.bytes();
+        let put = Put {
+            id,
+            topology,
+            timeout_ms,
+            purpose: purpose as i32,
+            record,
+        };
+        self.links.send(to, &Message::Put(put)).is_ok()
+    }
+
+    /// A replica's answer.
+    pub(super) fn on_write_reply(&mut self, now: Now, id: u64, from: NodeId, status: Status) {
+        let Some(Pending::Write(op)) = self.pending.get_mut(id) else {
+            return;
+        };
+        let Some(index) = op.replicas.index_of(from) else {
+            return;
+        };
+        if status == Status::Ok {
+            op.quorum.ack(index);
+            self.settle_write(now, id);
+        } else {
+            self.on_write_failed(now, id, index, status.is_definite_refusal());
+        }
+    }
+
+    /// A replica did not do it, or (unless `is_definite`) perhaps did without saying so.
+    pub(super) fn on_write_failed(&mut self, now: Now, id: u64, index: usize, is_definite: bool) {
+        let Some(Pending::Write(op)) = self.pending.get_mut(id) else {
+            return;
+        };
+        if !op.quorum.outstanding().contains(index) {
+            return;
+        }
+        op.may_be_applied |= !is_definite;
+        op.quorum.fail(index);
+        self.settle_write(now, id);
+    }
+
+    pub(super) fn on_write_deadline(&mut self, now: Now, id: u64) {
+        let Some(Pending::Write(op)) = self.pending.get_mut(id) else {
+            return;
+        };
+        for index in op.quorum.outstanding().iter() {
+            op.may_be_applied = true;
+            op.quorum.fail(index);
+        }
+        self.settle_write(now, id);
+    }
+
+    /// Answers the client as soon as the quorum is decided; ends the operation when all is known.
+    fn settle_write(&mut self, now: Now, id: u64) {
+        let Some(Pending::Write(op)) = self.pending.get_mut(id) else {
+            return;
+        };
+        let is_over = op.quorum.outstanding().is_empty();
+        let verdict = match op.quorum.outcome() {
+            Quorum::Pending => None,
+            Quorum::Met => Some(Ok(Outcome::Written {
+                version: op.record.version,
+                acked: op.quorum.acked_count(),
+            })),
+            // While somebody may still acknowledge, the write may be applied there.
+            Quorum::Impossible { needed, got, of } => {
+                let is_undone = op.quorum.acked_count() == 0 && !op.may_be_applied;
+                if is_undone && is_over {
+                    Some(Err(RequestError::Unavailable { needed, got: 0, of }))
+                } else if is_undone {
+                    // All that is left to wait for are answers that decide "undone" or "unknown".
+                    None
+                } else {
+                    let version = op.record.version;
+                    Some(Err(RequestError::Unknown {
+                        needed,
+                        got,
+                        of,
+                        version,
+                    }))
+                }
+            }
+        };
+        let answer = match verdict {
+            Some(verdict) if !op.is_answered => {
+                op.is_answered = true;
+                Some((op.tag, op.kind, op.started_ns, verdict))
+            }
+            _ => None,
+        };
+        if let Some((tag, kind, started_ns, verdict)) = answer {
+            self.finish_kind(now, started_ns, kind, tag, verdict);
+        }
+        if is_over {
+            self.end_write(id);
+        }
+    }
+
+    /// The last answer is in: whoever missed the write gets a hint, if anybody has it.
+    fn end_write(&mut self, id: u64) {
+        let Some(Pending::Write(op)) = self.pending.remove(id) else {
+            return;
+        };
+        self.pending_bytes = self.pending_bytes.saturating_sub(op.record.encoded_len());
+        if op.quorum.acked_count() == 0 && !op.may_be_applied {
+            return;
+        }
+        for index in op.quorum.unacked().iter() {
+            if let Some(&node) = op.replicas.nodes().get(index) {
+                self.batch.hints.push((node, op.record.clone()));
+            }
+        }
+    }
+}

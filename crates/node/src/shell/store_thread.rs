@@ -1,0 +1,145 @@
+//! The threads of the store: one that merges and syncs, one that flushes.
+//!
+//! The data loop sends a batch a turn. Whatever waits when the store thread gets to it is joined and
+//! carried out with one sync: that is the group commit, and it needs no timer: when idle, a batch of one
+//! goes at once; under load, batches grow by themselves.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mds_storage::store::{Flusher, StoreError};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::clock;
+use crate::store_io::{HINT_SYNC_EVERY_MS, StoreBatch, StoreDone, StoreIo};
+
+/// How long a merge waits for the flusher to make room before it is refused.
+const FLUSH_WAIT_MAX: Duration = Duration::from_millis(1_500);
+
+/// The flusher looks for work at least this often.
+const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Records merged as one group at the most: bounds how long the first of them waits.
+const GROUP_RECORDS_MAX: usize = 4_096;
+
+/// Finished work on its way back to the data loop.
+#[derive(Default)]
+pub(super) struct DoneQueue {
+    finished: Mutex<Vec<StoreDone>>,
+    pub(super) notify: Notify,
+}
+
+impl DoneQueue {
+    fn push(&self, done: StoreDone) {
+        self.finished.lock().push(done);
+        self.notify.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Vec<StoreDone> {
+        std::mem::take(&mut *self.finished.lock())
+    }
+}
+
+/// Starts both threads. Dropping every sender of batches ends them: the store is then synced and closed.
+pub(super) fn spawn(
+    io: StoreIo,
+    flusher: Flusher,
+    batches: Receiver<StoreBatch>,
+    done: Arc<DoneQueue>,
+) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
+    let (poke, pokes) = std::sync::mpsc::sync_channel(1);
+    let (flushed_tx, flushed) = std::sync::mpsc::channel();
+    let flush_done = done.clone();
+    let flush_thread = std::thread::Builder::new()
+        .name("mds-flush".to_owned())
+        .spawn(move || flush_loop(&flusher, &pokes, &flushed_tx, &flush_done))?;
+    std::thread::Builder::new().name("mds-store".to_owned()).spawn(move || {
+        let io = merge_loop(io, &batches, &done, &poke, &flushed);
+        drop(poke);
+        if flush_thread.join().is_err() {
+            tracing::error!("the flusher panicked");
+        }
+        io.close()
+    })
+}
+
+fn merge_loop(
+    mut io: StoreIo,
+    batches: &Receiver<StoreBatch>,
+    done: &DoneQueue,
+    poke: &SyncSender<()>,
+    flushed: &Receiver<()>,
+) -> StoreIo {
+    let idle = Duration::from_millis(HINT_SYNC_EVERY_MS);
+    loop {
+        let mut batch = match batches.recv_timeout(idle) {
+            Ok(batch) => batch,
+            // Nothing to do but what has become due meanwhile.
+            Err(RecvTimeoutError::Timeout) => {
+                let now = clock::now();
+                StoreBatch { wall_ms: now.wall_ms(), mono_ns: now.mono_ns, ..Default::default() }
+            }
+            Err(RecvTimeoutError::Disconnected) => return io,
+        };
+        while batch.merges.len() < GROUP_RECORDS_MAX
+            && let Ok(later) = batches.try_recv()
+        {
+            batch.append(later);
+        }
+        if !batch.merges.is_empty() {
+            wait_for_room(&mut io, poke, flushed);
+        }
+        let is_idle = batch.is_empty();
+        let finished = io.execute(batch);
+        if io.store().wants_flush() {
+            poke_flusher(poke);
+        }
+        if !is_idle || finished.failed.is_some() {
+            done.push(finished);
+        }
+    }
+}
+
+/// Back-pressure: while too many tables wait to be flushed, writes wait here, within a bound.
+fn wait_for_room(io: &mut StoreIo, poke: &SyncSender<()>, flushed: &Receiver<()>) {
+    let began = Instant::now();
+    while io.store().is_behind() && began.elapsed() < FLUSH_WAIT_MAX {
+        poke_flusher(poke);
+        let _ = flushed.recv_timeout(FLUSH_WAIT_MAX.saturating_sub(began.elapsed()));
+    }
+}
+
+fn poke_flusher(poke: &SyncSender<()>) {
+    match poke.try_send(()) {
+        // Full: it has been poked already and will look again.
+        Ok(()) | Err(TrySendError::Full(())) => {}
+        Err(TrySendError::Disconnected(())) => {}
+    }
+}
+
+fn flush_loop(
+    flusher: &Flusher,
+    pokes: &Receiver<()>,
+    flushed: &Sender<()>,
+    done: &DoneQueue,
+) {
+    loop {
+        match flusher.work() {
+            Ok(true) => {
+                let _ = flushed.send(());
+            }
+            Ok(false) => match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            },
+            Err(error) => {
+                let failed = Some(format!("flushing failed: {error}"));
+                tracing::error!(%error, "flushing failed: this node stops serving");
+                return done.push(StoreDone { failed, ..StoreDone::default() });
+            }
+        }
+    }
+}

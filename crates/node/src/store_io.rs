@@ -1,0 +1,379 @@
+//! What the core asks of the disk, and how that is carried out.
+//!
+//! In a turn the core fills one [`StoreBatch`]; the shell hands it to whoever owns the [`StoreIo`] (a
+//! thread of its own; in the simulator, an event) and brings the [`StoreDone`] back. Batches that wait
+//! are joined before they are carried out: that is the group commit, one sync for all. Reads do not
+//! queue behind writes: they go to the [`StoreReader`], which any thread may ask.
+//!
+//! **Invariants**
+//! 1. A merge is answered only after the store made it durable under its policy, and what a read
+//!    shows has been answered so before: a reader never sees what a crash could take back.
+//! 2. Batches are carried out in the order they were handed over.
+//! 3. Hints are best effort: they follow the merges, are synced at most every
+//!    [`HINT_SYNC_EVERY_MS`], and their failure is counted, never a reason to refuse a write.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mds_storage::Disk;
+use mds_storage::datadir;
+use mds_storage::hints::{HintStore, HintToken};
+use mds_storage::store::{Merged, Store, StoreError, StoreReader};
+use mds_types::{Epoch, Hlc, NodeId, PartitionId, Record};
+
+use crate::core::LinkId;
+
+/// Unsynced hints may be this old, milliseconds: what a power loss can take of them.
+pub const HINT_SYNC_EVERY_MS: u64 = 200;
+
+/// Bytes of records in one page of a scan, at most (but always one record).
+pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes of hints read for one delivery, at most (but always one hint).
+pub const HINT_BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Who waits for an answer of the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    /// Where the answer goes: the link its request came by, or this node's own coordinator.
+    pub reply_to: ReplyTo,
+    /// The asker's number.
+    pub id: u64,
+}
+
+/// Where a replica's answer goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplyTo {
+    /// This node's own coordinator.
+    Me,
+    /// The peer at the other end of a link.
+    Link(LinkId),
+}
+
+/// Work for the owner of the store.
+#[derive(Debug, Default)]
+pub struct StoreBatch {
+    /// Who waits for the merge at the same index of `merges`.
+    pub tickets: Vec<Ticket>,
+    /// Records to merge.
+    pub merges: Vec<Record>,
+    /// A clock mark to make durable.
+    pub mark: Option<Hlc>,
+    /// Writes to keep for replicas that missed them.
+    pub hints: Vec<(NodeId, Record)>,
+    /// Targets of which the oldest hints are wanted.
+    pub hint_reads: Vec<NodeId>,
+    /// Hints that their targets have acknowledged.
+    pub hints_delivered: Vec<(NodeId, HintToken)>,
+    /// The epoch, when it has changed.
+    pub epoch: Option<Epoch>,
+    /// Milliseconds since 1970, for the age of hints.
+    pub wall_ms: u64,
+    /// Monotonic nanoseconds, for syncing at intervals.
+    pub mono_ns: u64,
+}
+
+impl StoreBatch {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.merges.is_empty()
+            && self.mark.is_none()
+            && self.hints.is_empty()
+            && self.hint_reads.is_empty()
+            && self.hints_delivered.is_empty()
+            && self.epoch.is_none()
+    }
+
+    /// Joins a batch that came later to this one.
+    pub fn append(&mut self, mut later: StoreBatch) {
+        self.tickets.append(&mut later.tickets);
+        self.merges.append(&mut later.merges);
+        self.mark = later.mark.max(self.mark);
+        self.hints.append(&mut later.hints);
+        self.hint_reads.append(&mut later.hint_reads);
+        self.hints_delivered.append(&mut later.hints_delivered);
+        self.epoch = later.epoch.max(self.epoch);
+        self.wall_ms = later.wall_ms;
+        self.mono_ns = later.mono_ns;
+    }
+}
+
+/// How a merge ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MergeResult {
+    /// The record, or something newer, is durable.
+    Durable,
+    /// Refused for now, leaving no trace: the disk is full or the flusher is behind.
+    Refused,
+    /// The store failed and has stopped. Whether the record is there is not known.
+    Failed,
+}
+
+/// What became of a [`StoreBatch`].
+#[derive(Debug, Default)]
+pub struct StoreDone {
+    /// One for each ticket.
+    pub merges: Vec<(Ticket, MergeResult)>,
+    /// The mark is durable.
+    pub mark: Option<Hlc>,
+    /// Hints read for delivery, with the token that says they were delivered. Empty: there are none.
+    pub hint_batches: Vec<(NodeId, Vec<Record>, Option<HintToken>)>,
+    /// Hints kept, and hints dropped for want of room.
+    pub hints_stored: u64,
+    /// Hints that no room was left for, or that could not be written.
+    pub hints_dropped: u64,
+    /// Hints waiting per target, when that may have changed.
+    pub hints_pending: Option<Vec<(NodeId, u64)>>,
+    /// The store has stopped: why, in words.
+    pub failed: Option<String>,
+}
+
+/// The store and what lies beside it, carried out in turns. Owned by one thread.
+pub struct StoreIo {
+    disk: Arc<dyn Disk>,
+    store: Store,
+    hints: HintStore,
+    hints_unsynced_since_ms: Option<u64>,
+}
+
+impl StoreIo {
+    /// Takes ownership of an opened store.
+    pub fn new(disk: Arc<dyn Disk>, store: Store, hints: HintStore) -> StoreIo {
+        StoreIo {
+            disk,
+            store,
+            hints,
+            hints_unsynced_since_ms: None,
+        }
+    }
+
+    /// The store itself, for its flusher and readers.
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// Hints waiting per target.
+    pub fn hints_pending(&self) -> Vec<(NodeId, u64)> {
+        self.hints
+            .targets()
+            .into_iter()
+            .map(|target| (target.node, target.count))
+            .collect()
+    }
+
+    /// Carries a batch out: first what somebody waits for, then the hints.
+    pub fn execute(&mut self, batch: StoreBatch) -> StoreDone {
+        let mut done = StoreDone::default();
+        if let Some(mark) = batch.mark {
+            match datadir::write_hlc_mark(&*self.disk, mark) {
+                Ok(()) => done.mark = Some(mark),
+                Err(error) => done.failed = Some(format!("cannot persist the clock: {error}")),
+            }
+        }
+        if let Some(epoch) = batch.epoch
+            && let Err(error) = self.store.epoch_changed(epoch)
+        {
+            done.failed = Some(error.to_string());
+        }
+        self.merge(batch.tickets, &batch.merges, &mut done);
+        if let Err(error) = self.store.tick(batch.mono_ns) {
+            done.failed = Some(error.to_string());
+        }
+        let touches_hints = !batch.hints.is_empty()
+            || !batch.hint_reads.is_empty()
+            || !batch.hints_delivered.is_empty();
+        if touches_hints {
+            self.keep_hints(batch.hints, batch.wall_ms, &mut done);
+            for (target, token) in batch.hints_delivered {
+                self.hints.delivered(target, token);
+            }
+            for target in batch.hint_reads {
+                done.hint_batches
+                    .push(self.read_hints(target, batch.wall_ms));
+            }
+            done.hints_pending = Some(self.hints_pending());
+        }
+        self.sync_hints(batch.wall_ms);
+        done
+    }
+
+    /// Whether [`StoreIo::execute`] wants to be called again soon without new work, to sync.
+    pub fn has_unsynced_hints(&self) -> bool {
+        self.hints_unsynced_since_ms.is_some()
+    }
+
+    /// Makes everything durable and closes the store.
+    ///
+    /// # Errors
+    /// The store's, if its last sync fails.
+    pub fn close(mut self) -> Result<(), StoreError> {
+        if let Err(error) = self.hints.sync() {
+            tracing::warn!(%error, "hints could not be synced while closing");
+        }
+        self.store.close()
+    }
+
+    fn merge(&mut self, tickets: Vec<Ticket>, records: &[Record], done: &mut StoreDone) {
+        if records.is_empty() {
+            return;
+        }
+        match self.store.merge(records) {
+            Ok(merged) => {
+                debug_assert_eq!(merged.len(), tickets.len());
+                let answer = |_: &Merged| MergeResult::Durable;
+                done.merges
+                    .extend(tickets.into_iter().zip(merged.iter().map(answer)));
+            }
+            Err(StoreError::Behind { .. } | StoreError::Full) => {
+                let refused = tickets
+                    .into_iter()
+                    .map(|ticket| (ticket, MergeResult::Refused));
+                done.merges.extend(refused);
+            }
+            Err(error) => {
+                let failed = tickets
+                    .into_iter()
+                    .map(|ticket| (ticket, MergeResult::Failed));
+                done.merges.extend(failed);
+                done.failed = Some(error.to_string());
+            }
+        }
+    }
+
+    fn keep_hints(&mut self, hints: Vec<(NodeId, Record)>, wall_ms: u64, done: &mut StoreDone) {
+        let mut by_target: std::collections::BTreeMap<NodeId, Vec<Record>> = Default::default();
+        for (target, record) in hints {
+            by_target.entry(target).or_default().push(record);
+        }
+        for (target, records) in by_target {
+            match self.hints.append(target, &records, wall_ms) {
+                Ok(appended) => {
+                    done.hints_stored += appended.stored;
+                    done.hints_dropped += appended.dropped;
+                }
+                Err(error) => {
+                    tracing::warn!(%target, %error, "hints could not be written; repair will do");
+                    done.hints_dropped += records.len() as u64;
+                }
+            }
+            self.hints_unsynced_since_ms.get_or_insert(wall_ms);
+        }
+    }
+
+    fn read_hints(
+        &mut self,
+        target: NodeId,
+        wall_ms: u64,
+    ) -> (NodeId, Vec<Record>, Option<HintToken>) {
+        match self.hints.peek(target, HINT_BATCH_BYTES_MAX, wall_ms) {
+            Ok(batch) => (target, batch.records, Some(batch.token)),
+            Err(error) => {
+                tracing::warn!(%target, %error, "hints could not be read");
+                (target, Vec::new(), None)
+            }
+        }
+    }
+
+    fn sync_hints(&mut self, wall_ms: u64) {
+        let Some(since_ms) = self.hints_unsynced_since_ms else {
+            return;
+        };
+        // A wall clock that went back must not postpone the sync for ever.
+        if wall_ms < since_ms || wall_ms - since_ms >= HINT_SYNC_EVERY_MS {
+            self.hints_unsynced_since_ms = None;
+            if let Err(error) = self.hints.sync() {
+                tracing::warn!(%error, "hints could not be synced");
+            }
+        }
+    }
+}
+
+/// A question for the store's reader.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReadQuery {
+    /// One key.
+    Get {
+        /// The key.
+        key: Bytes,
+    },
+    /// A page of a partition.
+    Page {
+        /// The partition.
+        partition: PartitionId,
+        /// Only keys after this one.
+        after: Option<Bytes>,
+        /// Records at most.
+        limit: u32,
+    },
+    /// The number of live records of a partition.
+    Count {
+        /// The partition.
+        partition: PartitionId,
+        /// Milliseconds since 1970: what has expired does not count.
+        wall_ms: u64,
+    },
+}
+
+/// The answer to a [`ReadQuery`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReadAnswer {
+    /// To `Get`.
+    Record(Option<Record>),
+    /// To `Page`.
+    Page {
+        /// Records in key order, tombstones included.
+        records: Vec<Record>,
+        /// Whether more may follow.
+        more: bool,
+    },
+    /// To `Count`.
+    Count(u64),
+}
+
+/// Asks the store's reader. Blocking, but for keys in memory only briefly.
+///
+/// # Errors
+/// The store's: a failed read is an error, never "absent".
+pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, StoreError> {
+    match query {
+        ReadQuery::Get { key } => Ok(ReadAnswer::Record(reader.get(key)?)),
+        ReadQuery::Page {
+            partition,
+            after,
+            limit,
+        } => {
+            let limit = (*limit).max(1) as usize;
+            let mut records = reader.scan(*partition, after.as_deref(), limit)?;
+            let kept = page_len(&records);
+            let more = records.len() == limit || kept < records.len();
+            records.truncate(kept);
+            Ok(ReadAnswer::Page { records, more })
+        }
+        ReadQuery::Count { partition, wall_ms } => {
+            const CHUNK: usize = 1024;
+            let mut live = 0;
+            let mut after: Option<Bytes> = None;
+            loop {
+                let records = reader.scan(*partition, after.as_deref(), CHUNK)?;
+                live += records
+                    .iter()
+                    .filter(|r| r.visible_value(*wall_ms).is_some())
+                    .count() as u64;
+                match records.last() {
+                    Some(last) if records.len() == CHUNK => after = Some(last.key.clone()),
+                    _ => return Ok(ReadAnswer::Count(live)),
+                }
+            }
+        }
+    }
+}
+
+/// How many of these records make a page: as many as fit, but one at least.
+fn page_len(records: &[Record]) -> usize {
+    let mut bytes = 0;
+    let fitting = records.iter().take_while(|record| {
+        bytes += record.encoded_len();
+        bytes <= PAGE_BYTES_MAX
+    });
+    fitting.count().max(1)
+}

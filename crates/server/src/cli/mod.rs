@@ -1,0 +1,215 @@
+//! The command line: every command of the binary.
+//!
+//! Commands about a running cluster speak HTTP to a node, so they work from anywhere and see what
+//! any client sees. People get tables, programs `--json`; colours only on a terminal.
+//!
+//! Exit codes: 0 done, 1 not found (or: replicas differ), 2 used wrongly, 3 unavailable, 4 the outcome
+//! of a write is unknown.
+
+mod client;
+mod cluster;
+mod data;
+mod output;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::ConfigFlags;
+use crate::lab::LabArgs;
+
+pub use client::{Client, ClientError, Reply};
+pub use output::Failure;
+
+const LONG_ABOUT: &str = "\
+MyDataStore, a leaderless replicated key-value database.
+
+Any node takes any request. A write is stored on N replicas and succeeds once W of them have it on \
+disk; a read asks R of them and the newest version wins. Redis clients, curl and this command can \
+all talk to it.";
+
+const EXAMPLES: &str = "\
+Start here:
+  mydatastore lab                      three real nodes on this machine; leave it running
+  mydatastore put greeting hello       in a second terminal: write, ...
+  mydatastore get greeting             ... read through any node
+  mydatastore status                   who is there, and how they are
+  mydatastore lab kill-node 2          then read and write on: two of three are a quorum
+
+Exit codes: 0 done, 1 not found, 2 used wrongly, 3 unavailable, 4 outcome of a write unknown.";
+
+/// The command line as a whole.
+#[derive(Parser, Debug)]
+#[command(
+    name = "mydatastore",
+    version,
+    about = "A leaderless replicated key-value database",
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a node until SIGTERM or Ctrl-C
+    #[command(after_help = "\
+Examples:
+  mydatastore serve                                a node on the default ports, data in ./data
+  mydatastore serve --config /etc/mydatastore.toml
+  MYDATASTORE_FSYNC=interval:10 mydatastore serve --data-dir /var/lib/mydatastore
+
+A flag is stronger than MYDATASTORE_* in the environment, that than the file, that than the default. \
+`mydatastore config` prints what came of it.")]
+    Serve(ConfigFlags),
+    /// Give birth to a cluster: once, on one node, when all first nodes run
+    #[command(long_about = "\
+Give birth to a cluster: once, on one node, when all first nodes run.
+
+What is agreed here (N, R, W, partitions) holds for the cluster's life. Nodes find each other by their \
+seeds; the ring is formed of as many as --nodes says, or of those known now.")]
+    Init(cluster::InitArgs),
+    /// Run a whole cluster of real processes on this machine, and break it on purpose
+    Lab(LabArgs),
+    /// Who is there, and how they are
+    Status(NodeArgs),
+    /// Where data lives: members, their load, replica sets
+    Ring(cluster::RingArgs),
+    /// Read a key; its bytes go to standard output as they are
+    Get(data::GetArgs),
+    /// Write a key, from an argument or standard input
+    #[command(after_help = "\
+Examples:
+  mydatastore put greeting hello
+  mydatastore put photo < photo.jpg
+  mydatastore put session abc --ttl 30m
+  mydatastore put greeting hello --w 3
+After exit code 4 the outcome is unknown: send the same write again with the printed --retry-token.")]
+    Put(data::PutArgs),
+    /// Delete a key; deleting an absent one is a success
+    Del(data::DelArgs),
+    /// List keys
+    Scan(data::ScanArgs),
+    /// Print the effective configuration of a node, with meanings, defaults and origins
+    Config(settings::ConfigArgs),
+    /// Compare the contents of all replicas, partition by partition
+    #[command(long_about = "\
+Compare the contents of all replicas, partition by partition.
+
+Each replica hashes all its records, tombstones included, in key order: equal digests are equal bytes. \
+While writes go on, replicas differ for moments. Exit code 1 if any differ.")]
+    Digest(NodeArgs),
+}
+
+/// Which node to talk to, and how to print.
+#[derive(Args, Clone, Debug)]
+struct NodeArgs {
+    /// HTTP address of a node, or several with commas: the next is tried when one is not there
+    #[arg(long, env = "MYDATASTORE_NODE", default_value = "127.0.0.1:8101", value_name = "HOST:PORT")]
+    node: String,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl NodeArgs {
+    fn client(&self) -> Result<Client, Failure> {
+        Client::new(&self.node).map_err(Failure::usage)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version also come this way, with exit code 0. Nothing can be done when even
+            // this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let result = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => run(cli.command),
+        Err(error) => Err(Failure::usage(error.to_string())),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Serve(flags) => {
+            let effective = settings::load(&flags)?;
+            crate::serve::main(effective).map_err(|error| Failure::unavailable(error.to_string()))
+        }
+        Command::Init(args) => cluster::init(&args),
+        Command::Lab(args) => crate::lab::main(&args),
+        Command::Status(args) => cluster::status(&args),
+        Command::Ring(args) => cluster::ring(&args),
+        Command::Get(args) => data::get(&args),
+        Command::Put(args) => data::put(&args),
+        Command::Del(args) => data::del(&args),
+        Command::Scan(args) => data::scan(&args),
+        Command::Config(args) => settings::config(&args),
+        Command::Digest(args) => cluster::digest(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                let (command, name) = (command.get_name(), argument.get_id());
+                assert!(argument.get_help().is_some(), "{command} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn commands_of_the_contract_parse() {
+        for line in [
+            "lab",
+            "lab --nodes 5 --dir d --engine memory --n 3 --r 2 --w 2 --fsync interval:5",
+            "lab kill-node 2 --dir d",
+            "lab stop-node 1",
+            "lab pause-node 1",
+            "lab resume-node 1",
+            "lab start-node 1",
+            "lab wipe-node 3",
+            "lab status --dir d",
+            "serve --config x.toml --name a --seeds a:1,b:2",
+            "init --nodes 3 --n 3 --r 2 --w 2 --partitions 64",
+            "status --json --node a:1,b:2",
+            "ring",
+            "get k --r 1",
+            "put k v --ttl 5s --w 3",
+            "put k",
+            "del k",
+            "scan prefix --values --limit 10",
+            "config --toml --data-dir x",
+            "digest --json",
+        ] {
+            let words = std::iter::once("mydatastore").chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How results and failures look.
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+/// Why a command ends without its result, and with which exit code.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Not found: 1.
+    pub fn not_found(message: impl Into<String>) -> Failure {
+        Failure::new(1, message)
+    }
+
+    /// Used wrongly: 2.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::new(2, message)
+    }
+
+    /// Nothing was done, because something is not there: 3.
+    pub fn unavailable(message: impl Into<String>) -> Failure {
+        Failure::new(3, message)
+    }
+
+    /// Nobody knows whether it was done: 4.
+    pub fn unknown(message: impl Into<String>) -> Failure {
+        Failure::new(4, message)
+    }
+
+    fn new(code: u8, message: impl Into<String>) -> Failure {
+        Failure {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// Prints it and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        let label = match std::io::stderr().is_terminal() {
+            true => "\x1b[1;31merror:\x1b[0m",
+            false => "error:",
+        };
+        // A closed standard error leaves nobody to tell.
+        let _ = writeln!(std::io::stderr(), "{label} {}", self.message);
+        ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::unavailable(error.to_string())
+    }
+}
+
+/// Writes to standard output. A reader that went away (`| head`) is no failure.
+pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::unavailable(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line.
+pub(crate) fn line(text: impl fmt::Display) -> Result<(), Failure> {
+    print(format!("{text}\n").as_bytes())
+}
+
+/// Prints a JSON document.
+pub(crate) fn json(document: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document)
+        .map_err(|error| Failure::unavailable(format!("cannot write JSON: {error}")))?;
+    line(text)
+}
+
+/// A table with these column heads, as wide as the terminal at most.
+pub(crate) fn table(heads: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    if std::io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    table.set_header(heads.to_vec());
+    table
+}
+
+/// A word in green or red, if a person reads it.
+pub(crate) fn good_or_bad(good: bool, word: &str) -> String {
+    match (std::io::stdout().is_terminal(), good) {
+        (false, _) => word.to_owned(),
+        (true, true) => format!("\x1b[32m{word}\x1b[0m"),
+        (true, false) => format!("\x1b[31m{word}\x1b[0m"),
+    }
+}

@@ -1,0 +1,76 @@
+//! The database as the HTTP front-end knows it.
+//!
+//! One trait with two implementers: the running node, and an ordered map in memory that tests put in
+//! its place. What a request means is settled in [`mds_node::api`]; here it is only carried.
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod sample;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use mds_cluster::ClusterView;
+use mds_node::api::{Outcome, Request, RequestError};
+use mds_types::{ClusterConfig, PartitionId};
+use serde::{Deserialize, Serialize};
+
+pub use sample::{Reading, Sample};
+
+/// An answer that comes later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What the front-end asks of a node. All calls are cheap to make and never block.
+pub trait Database: Send + Sync + 'static {
+    /// Coordinates one request.
+    fn request(&self, request: Request) -> Answer<'_, Result<Outcome, RequestError>>;
+
+    /// What this node knows of the cluster now.
+    fn view(&self) -> Arc<ClusterView>;
+
+    /// Gives birth to a cluster.
+    fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>>;
+
+    /// What this replica holds, partition by partition.
+    fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>>;
+
+    /// What this node has counted, now.
+    fn samples(&self) -> Vec<Sample>;
+}
+
+/// How a cluster is to be born.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Init {
+    /// Nodes the first ring is formed of. The call waits, within limits, until as many are known.
+    pub nodes: u32,
+    /// What is agreed for the cluster's life.
+    pub config: ClusterConfig,
+}
+
+/// Why an administrative request failed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Wrong, and wrong again when repeated.
+    #[error("{0}")]
+    BadRequest(String),
+    /// Against the present state: such as `init` of a cluster that lives.
+    #[error("{0}")]
+    Conflict(String),
+    /// Not possible now; may be repeated.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// What one replica holds of one partition. Equal contents have equal digests.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartitionDigest {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Records, tombstones included.
+    pub records: u64,
+    /// Tombstones among them.
+    pub tombstones: u64,
+    /// 128-bit hash over all records in key order, 32 hexadecimal digits.
+    pub digest: String,
+}

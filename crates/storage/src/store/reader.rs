@@ -1,0 +1,172 @@
+//! Reading: tables first, then the engine.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mds_types::{Epoch, PartitionId, Record};
+
+use super::shared::Shared;
+use super::{StoreError, StoreStats};
+use crate::keys::{ENGINE_KEY_PREFIX_BYTES, Keyspace, engine_range};
+use crate::runs::{IndexRow, RowRange, RunInfo, sort_rows};
+use crate::table::Entry;
+
+/// Reads a store from any thread. What it sees is durable by the policy.
+#[derive(Clone)]
+pub struct StoreReader {
+    shared: Arc<Shared>,
+}
+
+/// An answer from memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// The newest record of the key, a tombstone perhaps.
+    Found(Record),
+    /// Not in memory: [`StoreReader::get`] has to ask the engine.
+    Ask,
+}
+
+impl StoreReader {
+    pub(super) fn new(shared: Arc<Shared>) -> StoreReader {
+        StoreReader { shared }
+    }
+
+    /// The newest record of a key, tombstones included. May read the disk.
+    ///
+    /// # Errors
+    /// If the engine fails, if what it holds is damaged, and if the store is poisoned.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        self.shared.check_sound()?;
+        let entry = self.shared.tables.read().get(key).cloned();
+        match entry {
+            Some(entry) => Ok(Some(self.shared.decode(&entry)?)),
+            // Not in the tables at that moment, so the engine shows it now, or something newer.
+            None => self.shared.get_from_engine(key),
+        }
+    }
+
+    /// The newest record of a key if it is in memory, without reading the disk.
+    pub fn get_in_memory(&self, key: &[u8]) -> Lookup {
+        if self.shared.is_poisoned() {
+            // `get` says why.
+            return Lookup::Ask;
+        }
+        let entry = self.shared.tables.read().get(key).cloned();
+        match entry.and_then(|entry| self.shared.decode(&entry).ok()) {
+            Some(record) => Lookup::Found(record),
+            None => Lookup::Ask,
+        }
+    }
+
+    /// The first `limit` records of a partition behind the key `after`, in key order, the newest of
+    /// each key, tombstones included. Fewer than `limit` means that the partition ends there.
+    ///
+    /// Not a snapshot: a record that is written meanwhile may be seen or not.
+    ///
+    /// # Errors
+    /// As [`StoreReader::get`].
+    pub fn scan(
+        &self,
+        partition: PartitionId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.shared.check_sound()?;
+        // Tables before the engine: what is flushed in between is then seen twice, not never. The
+        // table that was flushed last is in the engine.
+        let (active, frozen) = {
+            let tables = self.shared.tables.read();
+            let active = tables.active.scan(partition, after, limit);
+            (active, tables.frozen.clone())
+        };
+        // The first `limit` of the whole are among the first `limit` of each part.
+        let mut newest: BTreeMap<Bytes, Record> = BTreeMap::new();
+        let mut take = |record: Record| match newest.entry(record.key.clone()) {
+            MapEntry::Vacant(place) => {
+                place.insert(record);
+            }
+            MapEntry::Occupied(mut place) => {
+                if record.supersedes(place.get()) {
+                    place.insert(record);
+                }
+            }
+        };
+        let frozen = frozen
+            .iter()
+            .flat_map(|table| table.scan(partition, after, limit));
+        for entry in active.into_iter().chain(frozen) {
+            take(self.shared.decode(&entry)?);
+        }
+        let (from, to) = engine_range(partition, Keyspace::Eventual, after);
+        for (key, value) in self.shared.engine.scan(&from, &to, limit)? {
+            let key = key.get(ENGINE_KEY_PREFIX_BYTES..).unwrap_or_default();
+            take(self.shared.decode_engine(key, value)?);
+        }
+        Ok(newest.into_values().take(limit).collect())
+    }
+
+    /// Rows of the epoch index, sorted by (partition, bucket, key): every key written in the epoch,
+    /// with its greatest version, from the run files and the tables.
+    ///
+    /// # Errors
+    /// If a run file cannot be read, and if the store is poisoned.
+    pub fn index_rows(&self, epoch: Epoch, range: RowRange) -> Result<Vec<IndexRow>, StoreError> {
+        self.shared.check_sound()?;
+        let bucket_count = self.shared.options.bucket_count;
+        // Tables before run files, for the reason that a scan has.
+        let (mut encoded, frozen) = {
+            let tables = self.shared.tables.read();
+            let active = tables.active.written(range.partition());
+            let active: Vec<_> = active.map(|(p, bytes)| (p, bytes.clone())).collect();
+            (active, tables.frozen.clone())
+        };
+        for table in &frozen {
+            let written = table.written(range.partition());
+            encoded.extend(written.map(|(p, bytes)| (p, bytes.clone())));
+        }
+        let mut rows = self.shared.runs.rows(epoch, range)?;
+        for (partition, bytes) in encoded {
+            let record =
+                Record::decode(bytes).map_err(|error| StoreError::record("table", 0, error))?;
+            if record.epoch != epoch {
+                continue;
+            }
+            let row = IndexRow::of(partition, bucket_count, &record);
+            if range.contains(&row) {
+                rows.push(row);
+            }
+        }
+        sort_rows(&mut rows);
+        Ok(rows)
+    }
+
+    /// The run files, by epoch and segment.
+    pub fn runs(&self) -> Vec<RunInfo> {
+        self.shared.runs.list()
+    }
+
+    /// Drops the run files of the epochs up to and including `epoch`, durably: for epochs that are
+    /// verified. Rows still in tables come back with their flush. Returns the number of files.
+    ///
+    /// # Errors
+    /// If the disk fails, which poisons the store.
+    pub fn drop_index_up_to(&self, epoch: Epoch) -> Result<usize, StoreError> {
+        self.shared.check_sound()?;
+        // Not while a segment is between its commit point and its deletion.
+        let _flushing = self.shared.flushing.lock();
+        self.shared
+            .runs
+            .remove(|info| info.epoch <= epoch)
+            .map_err(|error| self.shared.poison(error.to_string()))
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> StoreStats {
+        self.shared.stats()
+    }
+}
+
+// Entries are cloned out of the tables so that no lock is held while records are decoded.
+const _: () = assert!(size_of::<Entry>() <= 72);

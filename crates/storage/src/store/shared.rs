@@ -1,0 +1,239 @@
+//! What writer, readers and flusher share.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use mds_types::slot::partition_of;
+use mds_types::{Epoch, Record};
+use parking_lot::{Mutex, RwLock};
+
+use super::{Merged, StoreError, StoreOptions, Tables};
+use crate::disk::Disk;
+use crate::engine::Engine;
+use crate::keys::{Keyspace, engine_key};
+use crate::log::segment_path;
+use crate::runs::Runs;
+use crate::table::{Entry, KeyHashing, Table};
+
+/// The state of one store.
+pub(super) struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) options: StoreOptions,
+    /// Held for moments only: lookups, and the change of one batch.
+    pub(super) tables: RwLock<Tables>,
+    pub(super) runs: Runs,
+    /// Held by the one that flushes.
+    pub(super) flushing: Mutex<()>,
+    poison: OnceLock<Arc<str>>,
+    epoch: AtomicU64,
+    counters: [AtomicU64; Counter::COUNT],
+}
+
+/// What is counted.
+#[derive(Clone, Copy)]
+pub(super) enum Counter {
+    Applied,
+    Superseded,
+    Same,
+    LogBytes,
+    Syncs,
+    Flushes,
+    EpochsDropped,
+}
+
+impl Counter {
+    const COUNT: usize = Counter::EpochsDropped as usize + 1;
+}
+
+/// Counters since the store was opened, and gauges of now.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StoreStats {
+    /// Records that won and were written.
+    pub applied: u64,
+    /// Records that lost to a newer one.
+    pub superseded: u64,
+    /// Records that were there already.
+    pub same: u64,
+    /// Bytes appended to the log.
+    pub log_bytes: u64,
+    /// Syncs of the log.
+    pub syncs: u64,
+    /// Segments flushed to the engine.
+    pub flushes: u64,
+    /// Closed epochs whose index was dropped unverified, because there was too much of it.
+    pub epochs_dropped: u64,
+    /// Keys in the active and the frozen tables.
+    pub table_records: u64,
+    /// Bytes of records in the active and the frozen tables.
+    pub table_bytes: u64,
+    /// Tables that wait to be flushed.
+    pub frozen_tables: u64,
+    /// Run files of the epoch index.
+    pub run_files: u64,
+    /// Bytes in them.
+    pub run_bytes: u64,
+    /// Bytes of the engine on disk, roughly.
+    pub engine_bytes: u64,
+    /// Whether the store has stopped after a failure.
+    pub poisoned: bool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        engine: Arc<dyn Engine>,
+        options: StoreOptions,
+        tables: Tables,
+        runs: Runs,
+    ) -> Shared {
+        Shared {
+            disk,
+            engine,
+            options,
+            tables: RwLock::new(tables),
+            runs,
+            flushing: Mutex::new(()),
+            poison: OnceLock::new(),
+            epoch: AtomicU64::new(0),
+            counters: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    pub(super) fn value_bytes_max(&self) -> usize {
+        self.options.value_bytes_max
+    }
+
+    pub(super) fn hashing(&self) -> KeyHashing {
+        KeyHashing(self.options.secret)
+    }
+
+    pub(super) fn new_table(&self, segment: u64) -> Table {
+        Table::new(segment, self.options.partition_count, self.options.secret)
+    }
+
+    /// Refuses to go on after a failure.
+    pub(super) fn check_sound(&self) -> Result<(), StoreError> {
+        match self.poison.get() {
+            None => Ok(()),
+            Some(cause) => Err(StoreError::Poisoned {
+                cause: cause.clone(),
+            }),
+        }
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poison.get().is_some()
+    }
+
+    /// Stops the store for good; the first cause is kept.
+    pub(super) fn poison(&self, cause: impl Into<String>) -> StoreError {
+        let cause = self.poison.get_or_init(|| {
+            let cause = cause.into();
+            tracing::error!(cause, "the store stops");
+            cause.into()
+        });
+        StoreError::Poisoned {
+            cause: cause.clone(),
+        }
+    }
+
+    /// Stops the store, unless the disk was only full.
+    pub(super) fn poison_unless_full(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Full => StoreError::Full,
+            error => self.poison(error.to_string()),
+        }
+    }
+
+    /// The record of a key in the engine.
+    pub(super) fn get_from_engine(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        let partition = partition_of(key, self.options.partition_count);
+        let engine_key = engine_key(partition, Keyspace::Eventual, key);
+        match self.engine.get(&engine_key)? {
+            Some(value) => Ok(Some(self.decode_engine(key, value)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads an engine value, which must be a record of this key.
+    pub(super) fn decode_engine(&self, key: &[u8], value: Bytes) -> Result<Record, StoreError> {
+        let file = || format!("engine {}", self.engine.name());
+        let record =
+            Record::decode(value).map_err(|error| StoreError::record(&file(), 0, error))?;
+        if record.key != key {
+            let what = "a record is stored under another key";
+            return Err(StoreError::corrupt(file(), 0, what));
+        }
+        Ok(record)
+    }
+
+    /// Reads a table's entry. It was valid when it went in, so a failure is broken memory.
+    pub(super) fn decode(&self, entry: &Entry) -> Result<Record, StoreError> {
+        entry
+            .record()
+            .map_err(|error| StoreError::record("table", 0, error))
+    }
+
+    pub(super) fn wants_flush(&self) -> bool {
+        !self.tables.read().frozen.is_empty()
+    }
+
+    pub(super) fn segment_path_of(&self, table: &Table) -> String {
+        segment_path(table.segment())
+    }
+
+    /// Takes note of the epoch; whether it is a later one.
+    pub(super) fn raise_epoch(&self, epoch: Epoch) -> bool {
+        self.epoch.fetch_max(epoch.0, Relaxed) < epoch.0
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Relaxed))
+    }
+
+    pub(super) fn add(&self, counter: Counter, count: u64) {
+        self.counters[counter as usize].fetch_add(count, Relaxed);
+    }
+
+    pub(super) fn count_merges(&self, outcomes: &[Merged]) {
+        let mut counts = [0; 3];
+        for outcome in outcomes {
+            counts[*outcome as usize] += 1;
+        }
+        self.add(Counter::Applied, counts[Merged::Applied as usize]);
+        self.add(Counter::Superseded, counts[Merged::Superseded as usize]);
+        self.add(Counter::Same, counts[Merged::Same as usize]);
+    }
+
+    pub(super) fn stats(&self) -> StoreStats {
+        let count = |counter: Counter| self.counters[counter as usize].load(Relaxed);
+        let runs = self.runs.list();
+        let (table_records, table_bytes, frozen_tables) = {
+            let tables = self.tables.read();
+            let frozen = tables.frozen.iter().map(|table| &**table);
+            let all = frozen.chain([&tables.active]);
+            let sums = all.fold((0, 0), |(records, bytes), table| {
+                (records + table.len(), bytes + table.bytes())
+            });
+            (sums.0, sums.1, tables.frozen.len())
+        };
+        StoreStats {
+            applied: count(Counter::Applied),
+            superseded: count(Counter::Superseded),
+            same: count(Counter::Same),
+            log_bytes: count(Counter::LogBytes),
+            syncs: count(Counter::Syncs),
+            flushes: count(Counter::Flushes),
+            epochs_dropped: count(Counter::EpochsDropped),
+            table_records: table_records as u64,
+            table_bytes: table_bytes as u64,
+            frozen_tables: frozen_tables as u64,
+            run_files: runs.len() as u64,
+            run_bytes: runs.iter().map(|info| info.bytes).sum(),
+            engine_bytes: self.engine.disk_bytes(),
+            poisoned: self.is_poisoned(),
+        }
+    }
+}
