@@ -4,7 +4,6 @@ pub mod control;
 pub mod exec;
 mod gossip;
 pub mod hello;
-mod home;
 mod raft;
 mod random;
 pub mod rt;
@@ -19,6 +18,5 @@ pub use control::{
 };
 pub use gossip::{GossipCounters, GossipTiming};
 pub use hello::{Hello, HelloRefusal, check_hello};
-pub use home::Identity;
 pub use raft::RaftTiming;
 pub use view::{ClusterView, MemberStage, MemberView, PeerView, RaftRole, RaftStatus, Standing};

@@ -1,5 +1,7 @@
-//! A small file that is replaced as a whole: either the old content or the new is found, never a
-//! mixture.
+//! A file that is replaced as a whole: either the old content or the new is found, never a mixture.
+//!
+//! For the control plane's snapshot and birth plan, which grow with the member list beyond what a
+//! [`mds_storage::cell::DurableCell`] holds. What a read returned is durable, as it is there.
 //!
 //! ```text
 //! magic "MDSW" 4 | format 1 | checksum xxh3-64 of the payload 8 | payload
@@ -35,7 +37,8 @@ pub(crate) fn write(disk: &dyn Disk, dir: &str, name: &str, payload: &[u8]) -> i
     disk.sync_dir(dir)
 }
 
-/// Reads the file `dir/name`, if there is one.
+/// Reads the file `dir/name`, if there is one. What is returned is durable: a crash between the
+/// rename and the sync of its directory is made good here, before anybody acts on the content.
 ///
 /// # Errors
 /// If the disk fails or the content is damaged: the error names the file.
@@ -47,7 +50,11 @@ pub(crate) fn read(disk: &dyn Disk, dir: &str, name: &str) -> io::Result<Option<
         Err(error) => return Err(error),
     };
     match checked_payload(&bytes) {
-        Ok(payload) => Ok(Some(payload.to_vec())),
+        Ok(payload) => {
+            let payload = payload.to_vec();
+            disk.sync_dir(dir)?;
+            Ok(Some(payload))
+        }
         Err(what) => {
             Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path} is damaged: {what}")))
         }

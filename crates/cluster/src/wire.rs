@@ -15,7 +15,7 @@ const ENVELOPE_FORMAT_1: u8 = 1;
 
 /// Bytes of one control message at most; longer ones are dropped. A snapshot of the largest
 /// cluster stays well below.
-pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(crate) const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A message with what is needed to judge it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,7 +7,10 @@
 //! Nothing here decides about data. The HTTP front-end, the one most easily tested apart, knows the
 //! database only as [`database::Database`].
 
+pub mod cli;
 pub mod config;
 pub mod database;
 pub mod http;
+pub mod lab;
 pub mod resp;
+pub mod serve;

@@ -1,2 +1,5 @@
-//! The binary.
-fn main() {}
+//! The binary `mydatastore`. See [`mydatastore::cli`].
+
+fn main() -> std::process::ExitCode {
+    mydatastore::cli::main()
+}

@@ -60,7 +60,9 @@ pub enum CellError {
         why: &'static str,
     },
     /// Written by a later version.
-    #[error("{path} has format {format}, and this version knows {FORMAT_1}: start the newer version")]
+    #[error(
+        "{path} has format {format}, and this version knows {FORMAT_1}: start the newer version"
+    )]
     UnknownFormat {
         /// The cell's file.
         path: String,
@@ -101,7 +103,8 @@ impl DurableCell {
             Err(error) => return Err(self.io(error)),
         };
         let payload = self.decode(&bytes)?.to_vec();
-        disk.sync_dir(self.directory()).map_err(|error| self.io(error))?;
+        disk.sync_dir(self.directory())
+            .map_err(|error| self.io(error))?;
         Ok(Some(payload))
     }
 
@@ -116,7 +119,8 @@ impl DurableCell {
                 bytes: payload.len(),
             });
         }
-        self.replace(disk, &encode(payload)).map_err(|error| self.io(error))
+        self.replace(disk, &encode(payload))
+            .map_err(|error| self.io(error))
     }
 
     fn replace(&self, disk: &dyn Disk, bytes: &[u8]) -> io::Result<()> {
@@ -165,7 +169,9 @@ impl DurableCell {
     }
 
     fn directory(&self) -> &str {
-        self.path.rsplit_once('/').map_or("", |(directory, _)| directory)
+        self.path
+            .rsplit_once('/')
+            .map_or("", |(directory, _)| directory)
     }
 
     fn io(&self, source: io::Error) -> CellError {
@@ -242,7 +248,9 @@ mod tests {
     #[test]
     fn what_is_too_long_leaves_no_trace() {
         let disk = disk(1);
-        let error = cell().write(&disk, &vec![0; CELL_BYTES_MAX + 1]).unwrap_err();
+        let error = cell()
+            .write(&disk, &vec![0; CELL_BYTES_MAX + 1])
+            .unwrap_err();
         assert!(matches!(error, CellError::TooLong { .. }));
         assert!(disk.files().is_empty());
         cell().write(&disk, &vec![0; CELL_BYTES_MAX]).unwrap();
@@ -257,7 +265,10 @@ mod tests {
         bytes[CHECKSUM_AT..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         put_file(&disk, &bytes);
         let error = cell().read(&disk).unwrap_err();
-        assert!(matches!(error, CellError::UnknownFormat { format: 2, .. }), "{error}");
+        assert!(
+            matches!(error, CellError::UnknownFormat { format: 2, .. }),
+            "{error}"
+        );
     }
 
     #[test]

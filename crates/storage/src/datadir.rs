@@ -325,10 +325,14 @@ fn create(
     incarnation: IncarnationId,
 ) -> Result<Identity, DataDirError> {
     if !is_engine_name(engine_name) {
-        return Err(DataDirError::Invalid("an engine's name is 1 to 32 visible ASCII bytes"));
+        return Err(DataDirError::Invalid(
+            "an engine's name is 1 to 32 visible ASCII bytes",
+        ));
     }
     if incarnation.node_id() == NodeId(0) {
-        return Err(DataDirError::Invalid("an incarnation with node id zero is nobody"));
+        return Err(DataDirError::Invalid(
+            "an incarnation with node id zero is nobody",
+        ));
     }
     // Left by a creation that was cut short; made by the file system itself.
     let unfinished = format!("{IDENTITY}{TEMPORARY_SUFFIX}");

@@ -203,6 +203,8 @@ pub struct HintStore {
     counters: HintCounters,
     /// The directories of new targets are not durable.
     is_root_dirty: bool,
+    /// A sync that failed outside of [`HintStore::sync`].
+    unreported: Option<HintError>,
 }
 
 impl HintStore {
@@ -218,6 +220,7 @@ impl HintStore {
             targets: BTreeMap::new(),
             counters: HintCounters::default(),
             is_root_dirty: false,
+            unreported: None,
         };
         let names = match store.disk.list(HINTS_DIR) {
             Ok(names) => names,
@@ -273,13 +276,16 @@ impl HintStore {
     /// The first failure; the other targets are synced nevertheless. The file that failed is not
     /// appended to again.
     pub fn sync(&mut self) -> Result<(), HintError> {
-        let mut first_error = Ok(());
+        let mut first_error = self.unreported.take().map_or(Ok(()), Err);
         let nodes: Vec<NodeId> = self.targets.keys().copied().collect();
         for node in nodes {
             first_error = first_error.and(self.sync_target(node));
         }
         if self.is_root_dirty {
-            let synced = self.disk.sync_dir(HINTS_DIR).and_then(|()| self.disk.sync_dir(""));
+            let synced = self
+                .disk
+                .sync_dir(HINTS_DIR)
+                .and_then(|()| self.disk.sync_dir(""));
             self.is_root_dirty = synced.is_err();
             let path = HINTS_DIR.to_owned();
             first_error = first_error.and(synced.map_err(|source| HintError { path, source }));

@@ -161,11 +161,13 @@ impl SegmentWriter {
             self.synced = false;
             return Ok(());
         };
-        // Only a full disk is forgiven, and only if the part that was written can be cut off again;
-        // what was there before has not been touched then, synced or not.
+        // Only a full disk is forgiven, and only if the part that was written can be cut off again,
+        // durably: else a power loss could bring back what was refused, or leave a torn tail in a
+        // segment that is sealed meanwhile. What was there before has not been touched.
         let cut = is_full(&error)
             && self.file.truncate(self.len).is_ok()
-            && self.file.len().is_ok_and(|len| len == self.len);
+            && self.file.len().is_ok_and(|len| len == self.len)
+            && self.sync().is_ok();
         if cut {
             return Err(AppendError::Full);
         }

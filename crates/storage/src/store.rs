@@ -158,7 +158,8 @@ impl Store {
     /// Opens a store, recovering what an earlier life left: see the `recover` module.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if anything but the torn end of the newest segment is damaged.
+    /// [`StoreError::Corrupt`] if anything but the torn end of the newest segment is damaged;
+    /// [`StoreError::Full`] if there is no room for another copy of the newest segment.
     pub fn open(
         disk: Arc<dyn Disk>,
         engine: Arc<dyn Engine>,

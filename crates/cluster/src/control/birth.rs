@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use mds_storage::Disk;
+use mds_storage::datadir::RAFT_DIR;
 use mds_types::limits::MEMBERS_MAX;
 use mds_types::{ClusterConfig, ClusterId, NodeId};
 use openraft::EmptyNode;
@@ -20,7 +21,7 @@ use openraft_rt::AsyncRuntime;
 
 use super::duties::{choose_voters, voters_wanted};
 use super::{ADMIN_WAITING_MAX, AdminError, Control, ControlError};
-use crate::raft::{LogStore, OpenMode, RAFT_DIR};
+use crate::raft::{LogStore, OpenMode};
 use crate::rt::Rt;
 use crate::state::NewMember;
 use crate::whole_file;
@@ -50,8 +51,6 @@ fn read_plan(disk: &dyn Disk) -> std::io::Result<Option<BirthPlan>> {
 
 fn write_plan(disk: &dyn Disk, plan: &BirthPlan) -> std::io::Result<()> {
     let bytes = postcard::to_extend(plan, vec![PLAN_FORMAT_1]).map_err(invalid)?;
-    disk.create_dir(RAFT_DIR)?;
-    disk.sync_dir("")?;
     whole_file::write(disk, RAFT_DIR, PLAN_FILE, &bytes)
 }
 
@@ -60,16 +59,16 @@ impl Control {
     pub(super) fn resume(&mut self) -> Result<(), ControlError> {
         self.plan = read_plan(self.disk.as_ref())?;
         match &self.plan {
-            Some(plan) if self.identity.cluster.is_none() => self.belong_to(plan.cluster),
-            Some(plan) if plan.cluster != self.identity.cluster => {
-                let (planned, is) = (plan.cluster, self.identity.cluster);
+            Some(plan) if self.cluster().is_none() => self.belong_to(plan.cluster),
+            Some(plan) if plan.cluster != self.cluster() => {
+                let (planned, is) = (plan.cluster, self.cluster());
                 Err(invalid(format!(
                     "the data directory belongs to cluster {is} but was planned for {planned}: it \
                      has been put together from two"
                 ))
                 .into())
             }
-            _ if self.identity.cluster.is_none() => Ok(()),
+            _ if self.cluster().is_none() => Ok(()),
             _ => {
                 self.start_raft(OpenMode::MustExist)?;
                 self.found();
@@ -80,7 +79,7 @@ impl Control {
 
     /// Steps 2 and 3, and Raft.
     fn belong_to(&mut self, cluster: ClusterId) -> Result<(), ControlError> {
-        let salt_seed = self.identity.incarnation.0 as u64;
+        let salt_seed = self.home.identity().incarnation.0 as u64;
         let log = LogStore::open(self.disk.clone(), salt_seed, OpenMode::Create)?;
         if !log.is_pristine() {
             return Err(invalid(format!(
@@ -90,8 +89,7 @@ impl Control {
             .into());
         }
         drop(log);
-        self.disk.sync_dir("")?;
-        self.identity.adopt_cluster(self.disk.as_ref(), cluster)?;
+        self.home.adopt_cluster(cluster)?;
         tracing::info!(%cluster, "this node is part of a cluster now");
         self.gossip.adopt(self.now_ns, cluster);
         self.start_raft(OpenMode::MustExist)?;
@@ -130,8 +128,8 @@ impl Control {
         if !self.is_running() {
             return Err(AdminError::Stopped("it has been refused".to_owned()));
         }
-        if !self.identity.cluster.is_none() {
-            return Err(AdminError::AlreadyFormed(self.identity.cluster));
+        if !self.cluster().is_none() {
+            return Err(AdminError::AlreadyFormed(self.cluster()));
         }
         if self.waiting.len() >= ADMIN_WAITING_MAX {
             return Err(AdminError::Busy);
@@ -170,7 +168,7 @@ impl Control {
     fn founders(&self, expected: usize) -> Result<Vec<NewMember>, AdminError> {
         let alive = self.gossip.peers().values().filter(|peer| peer.alive);
         let mut members = vec![NewMember {
-            incarnation: self.identity.incarnation,
+            incarnation: self.home.identity().incarnation,
             info: self.config.info.clone(),
         }];
         for peer in alive {
@@ -197,12 +195,12 @@ impl Control {
 
     /// Invites whoever should be part of this cluster and is of none yet.
     pub(super) fn invite(&mut self) {
-        if self.identity.cluster.is_none() || self.now_ns < self.next_invite_ns {
+        if self.cluster().is_none() || self.now_ns < self.next_invite_ns {
             return;
         }
         self.next_invite_ns = self.now_ns + INVITE_EVERY_NS;
         let leads = self.is_leader();
-        let cluster = self.identity.cluster;
+        let cluster = self.cluster();
         if let Some(plan) = &self.plan
             && (leads || plan.founder == self.me)
         {
@@ -231,7 +229,7 @@ impl Control {
 
     /// Another node invites this one to its cluster.
     pub(super) fn on_invite(&mut self, from: NodeId, cluster: ClusterId, plan: Option<BirthPlan>) {
-        if self.identity.cluster.is_none() && !cluster.is_none() {
+        if self.cluster().is_none() && !cluster.is_none() {
             let adopted = match plan {
                 Some(plan) if plan.cluster != cluster || !plan.includes(self.me) => return,
                 Some(plan) => self.take_up(plan),
@@ -242,13 +240,13 @@ impl Control {
                 return;
             }
         }
-        self.outbox.send(from, Body::Invited { cluster: self.identity.cluster });
+        self.outbox.send(from, Body::Invited { cluster: self.cluster() });
     }
 
     /// An invited node says which cluster it is part of.
     pub(super) fn on_invited(&mut self, from: NodeId, cluster: ClusterId) {
         let Some(plan) = &self.plan else { return };
-        if cluster == self.identity.cluster || cluster.is_none() || !plan.includes(from) {
+        if cluster == self.cluster() || cluster.is_none() || !plan.includes(from) {
             return;
         }
         self.lost_to_others.insert(from);

@@ -150,7 +150,7 @@ impl Control {
         }
         self.next_announce_ns = self.now_ns + ANNOUNCE_EVERY_NS;
         let member =
-            NewMember { incarnation: self.identity.incarnation, info: self.config.info.clone() };
+            NewMember { incarnation: self.home.identity().incarnation, info: self.config.info.clone() };
         let command = Command::Announce { member, boot: self.boot, nonce: self.nonce };
         let (leader, voters) = self.exec.enter(|| {
             let metrics = parts.raft.metrics();

@@ -65,7 +65,7 @@ impl Control {
                 self.on_invite(from, cluster, plan);
             }
             Body::Invited { cluster } => self.on_invited(from, cluster),
-            _ if cluster != self.identity.cluster || cluster.is_none() => {
+            _ if cluster != self.cluster() || cluster.is_none() => {
                 self.counters.foreign_messages += 1;
                 tracing::debug!(%from, %cluster, "dropped a message of another cluster");
             }
@@ -181,7 +181,7 @@ impl Control {
 
     fn envelope(&self, to: NodeId, body: Body) -> Option<Bytes> {
         let envelope = Envelope {
-            cluster: self.identity.cluster,
+            cluster: self.cluster(),
             from: self.me,
             from_boot: self.boot,
             from_nonce: self.nonce,

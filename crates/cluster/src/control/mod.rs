@@ -29,12 +29,12 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use mds_storage::Disk;
+use mds_storage::datadir::{DataDir, DataDirError};
 use mds_types::{ClusterConfig, ClusterId, MemberInfo, NodeId};
 use openraft_rt::AsyncRuntime;
 
 use crate::exec::{Exec, lock};
 use crate::gossip::{self, Gossip, GossipCounters, GossipTiming};
-use crate::home::Identity;
 use crate::raft::{Applied, LogStore, Machine, Net, OpenMode, Outbox, Raft, RaftTiming};
 use crate::random::SplitMix64;
 use crate::rt::Rt;
@@ -81,6 +81,9 @@ pub enum ControlError {
     /// The disk failed, or what lies on it is damaged.
     #[error("the node's control state cannot be read: {0}")]
     Storage(#[from] io::Error),
+    /// The data directory cannot join the cluster.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     /// Raft did not start.
     #[error("raft did not start: {0}")]
     Raft(String),
@@ -209,7 +212,7 @@ struct WaitingInit {
 pub struct Control {
     disk: Arc<dyn Disk>,
     config: ControlConfig,
-    identity: Identity,
+    home: DataDir,
     me: NodeId,
     boot: u64,
     nonce: u64,
@@ -254,13 +257,14 @@ impl Control {
     /// Opens the control part of a data directory. Reads the disk, and goes on with a birth or an
     /// adoption that a crash interrupted.
     ///
-    /// `boot` is the directory's start number, counted durably before this call.
+    /// `home` is the directory on `disk`, and `boot` its start number, counted durably before this
+    /// call ([`DataDir::next_boot`]).
     ///
     /// # Errors
     /// If the configuration is wrong, the disk fails, or the directory is damaged.
     pub fn open(
         disk: Arc<dyn Disk>,
-        identity: Identity,
+        home: DataDir,
         boot: u64,
         config: ControlConfig,
         mono_ns: u64,
@@ -282,12 +286,12 @@ impl Control {
         let mut rng = SplitMix64::new(config.seed);
         let nonce = rng.next();
         let exec = Exec::new(rng.next(), mono_ns);
-        let me = identity.incarnation.node_id();
+        let me = home.identity().node_id();
         let gossip = Gossip::new(
             gossip::Me {
-                incarnation: identity.incarnation,
+                incarnation: home.identity().incarnation,
                 boot,
-                cluster: identity.cluster,
+                cluster: home.identity().cluster,
                 info: Arc::new(config.info.clone()),
             },
             &config.gossip,
@@ -298,7 +302,7 @@ impl Control {
         let view = Arc::new(ClusterView::unborn(me, config.info.clone(), boot));
         let mut control = Control {
             disk,
-            identity,
+            home,
             me,
             boot,
             nonce,
@@ -451,6 +455,10 @@ impl Control {
         drop(self);
     }
 
+    fn cluster(&self) -> ClusterId {
+        self.home.identity().cluster
+    }
+
     fn is_running(&self) -> bool {
         self.stopped.is_none() && self.fatal.is_none()
     }
@@ -509,7 +517,7 @@ impl Control {
         if self.waiting.is_empty() {
             return;
         }
-        let cluster = self.identity.cluster;
+        let cluster = self.cluster();
         let stopped = match (&self.fatal, &self.stopped) {
             (Some(reason), _) | (_, Some(Standing::Refused(reason))) => Some(reason.clone()),
             _ => None,
@@ -535,7 +543,7 @@ impl Control {
 
     /// Starts Raft on what the directory holds.
     fn start_raft(&mut self, mode: OpenMode) -> Result<(), ControlError> {
-        let salt_seed = self.identity.incarnation.0 as u64;
+        let salt_seed = self.home.identity().incarnation.0 as u64;
         let log = LogStore::open(self.disk.clone(), salt_seed, mode)?;
         let machine = Machine::new(self.disk.clone());
         let applied = machine.applied();
@@ -575,3 +583,6 @@ impl Drop for Control {
         self.exec.kill();
     }
 }
+
+#[cfg(test)]
+mod tests;

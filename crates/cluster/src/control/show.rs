@@ -24,7 +24,7 @@ impl Control {
         if let Some(stopped) = &self.stopped {
             return stopped.clone();
         }
-        if self.identity.cluster.is_none() {
+        if self.cluster().is_none() {
             return Standing::Unborn;
         }
         let (me, boot, nonce) = (self.me, self.boot, self.nonce);
@@ -73,7 +73,7 @@ impl Control {
         }
         let mut view = ClusterView {
             standing: key.standing.clone(),
-            cluster: self.identity.cluster,
+            cluster: self.cluster(),
             peers: self.gossip.views(),
             raft: key.raft.clone(),
             ..ClusterView::unborn(self.me, self.config.info.clone(), self.boot)

@@ -22,6 +22,7 @@ use std::io;
 use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex};
 
+use mds_storage::datadir::RAFT_DIR;
 use mds_storage::frame::{End, FILE_HEADER_BYTES, FileHeader, FileKind, FrameEncoder, scan};
 use mds_storage::{Disk, DiskFile};
 use openraft::entry::RaftEntry;
@@ -32,13 +33,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Entry, LogId, TypeConfig, Vote};
 use crate::exec::lock;
 
-/// The directory of everything that belongs to Raft.
-pub(crate) const RAFT_DIR: &str = "raft";
-
 const NAME_PREFIX: &str = "log-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
-/// The file is rewritten when it has grown beyond this, in bytes, and most of it is outdated.
+/// With the next vote the file is rewritten when it has grown beyond this, in bytes: votes without
+/// commits, as in a long partition, would otherwise grow it for ever.
 const REWRITE_BYTES: u64 = 8 * 1024 * 1024;
 
 // Frame kinds. The number is the encoding.
@@ -95,7 +94,6 @@ impl LogStore {
         salt_seed: u64,
         mode: OpenMode,
     ) -> io::Result<LogStore> {
-        disk.create_dir(RAFT_DIR)?;
         let mut numbers = Vec::new();
         for name in disk.list(RAFT_DIR)? {
             let Some(rest) = name.strip_prefix(NAME_PREFIX) else { continue };
@@ -214,8 +212,10 @@ impl Log {
             log.replay(frame.kind, frame.payload)
                 .map_err(|error| invalid(damage(&name, frame.offset, &error)))?;
         }
-        // A process may have died without a power loss: what was read back is not yet durable.
+        // A process may have died without a power loss: what was read back is not yet durable, and
+        // neither may the file's name be.
         log.file.sync()?;
+        log.disk.sync_dir(RAFT_DIR)?;
         Ok(log)
     }
 
@@ -371,8 +371,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             push(&mut frames, VOTE, vote)?;
             log.write(&frames)?;
             log.vote = Some(*vote);
-            // The sync covers the appends before it as well.
-            (log.sync(), std::mem::take(&mut log.unsynced))
+            // Either way the appends before it are durable afterwards as well.
+            let outgrown = log.file.len()? > REWRITE_BYTES;
+            let result = if outgrown { log.rewrite() } else { log.sync() };
+            (result, std::mem::take(&mut log.unsynced))
         };
         complete(callbacks, &result);
         result

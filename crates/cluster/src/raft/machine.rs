@@ -7,12 +7,12 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use mds_storage::Disk;
+use mds_storage::datadir::RAFT_DIR;
 use openraft::entry::RaftPayload;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::log::RAFT_DIR;
 use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::exec::lock;
 use crate::state::{ClusterState, Response};

@@ -7,14 +7,14 @@
 mod log;
 mod machine;
 mod net;
-pub mod timing;
+mod timing;
 
 use mds_types::NodeId;
 
 use crate::rt::Rt;
 use crate::state::{Command, Response};
 
-pub(crate) use log::{LogStore, OpenMode, RAFT_DIR};
+pub(crate) use log::{LogStore, OpenMode};
 pub(crate) use machine::{Applied, Machine};
 pub(crate) use net::{Net, Outbox, RaftReply, RaftRpc, answer};
 pub use timing::RaftTiming;

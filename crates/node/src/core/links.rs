@@ -59,7 +59,7 @@ struct Link {
     direction: Direction,
     out: BytesMut,
     is_dirty: bool,
-    /// Requests that went out since the last health tick.
+    /// Requests went out since the last ping.
     is_busy: bool,
     last_heard_ns: u64,
     ping_sent_ns: Option<u64>,
@@ -189,9 +189,9 @@ impl Links {
                     let is_idle_due = silent_ns >= IDLE_PING_EVERY_NS;
                     if is_idle_due || (link.is_busy && silent_ns >= HEALTH_TICK_NS) {
                         link.ping_sent_ns = Some(now_ns);
+                        link.is_busy = false;
                         Self::append(&mut self.dirty, id, link, &Message::Ping(Ping { id: 0 }));
                     }
-                    link.is_busy = false;
                 }
             }
         }

@@ -34,6 +34,8 @@ mod replica;
 mod scan;
 mod slab;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::collections::VecDeque;

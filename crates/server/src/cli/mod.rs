@@ -9,7 +9,7 @@
 mod client;
 mod cluster;
 mod data;
-mod output;
+pub(crate) mod output;
 mod settings;
 
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::config::ConfigFlags;
 use crate::lab::LabArgs;
 
-pub use client::{Client, ClientError, Reply};
+pub use client::{Call, Client, ClientError, Reply};
+pub(crate) use cluster::init_cluster;
 pub use output::Failure;
 
 const LONG_ABOUT: &str = "\

@@ -97,7 +97,7 @@ pub(crate) fn json(document: &impl Serialize) -> Result<(), Failure> {
 /// A table with these column heads, as wide as the terminal at most.
 pub(crate) fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     if std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }

@@ -55,9 +55,11 @@ impl Command {
 
     /// An argument that shares the memory of what was read from the socket.
     pub fn share(&self, index: usize) -> Bytes {
-        self.places.get(index).map_or_else(Bytes::new, |&(start, end)| {
-            self.frame.slice(start as usize..end as usize)
-        })
+        self.places
+            .get(index)
+            .map_or_else(Bytes::new, |&(start, end)| {
+                self.frame.slice(start as usize..end as usize)
+            })
     }
 
     /// The arguments from `first` on.
@@ -288,7 +290,11 @@ pub fn parse_i64(text: &[u8]) -> Option<i64> {
             .checked_mul(10)?
             .checked_sub(i64::from(digit - b'0'))?;
     }
-    if negative { Some(number) } else { number.checked_neg() }
+    if negative {
+        Some(number)
+    } else {
+        number.checked_neg()
+    }
 }
 
 /// Splits a line into arguments; false if it is blank.

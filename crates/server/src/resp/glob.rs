@@ -86,15 +86,37 @@ mod tests {
     #[test]
     fn patterns_mean_what_they_mean_in_redis() {
         for (pattern, text, expected) in [
-            ("*", "", true), ("*", "abc", true), ("h?llo", "hello", true), ("h?llo", "hllo", false),
-            ("h*llo", "heeeello", true), ("h[ae]llo", "hallo", true), ("h[ae]llo", "hillo", false),
-            ("h[^e]llo", "hallo", true), ("h[^e]llo", "hello", false), ("h[a-b]llo", "hbllo", true),
-            ("h[b-a]llo", "hallo", true), ("\\*", "*", true), ("\\*", "x", false), ("", "", true),
-            ("", "a", false), ("a", "", false), ("a*b*c", "aXbYbZc", true), ("a*b*c", "aXbY", false),
-            ("[a", "a", true), ("[", "a", false), ("a\\", "a\\", true), ("**a", "ba", true),
-            ("[\\]]", "]", true), ("a*", "b", false), ("*a", "aab", false),
+            ("*", "", true),
+            ("*", "abc", true),
+            ("h?llo", "hello", true),
+            ("h?llo", "hllo", false),
+            ("h*llo", "heeeello", true),
+            ("h[ae]llo", "hallo", true),
+            ("h[ae]llo", "hillo", false),
+            ("h[^e]llo", "hallo", true),
+            ("h[^e]llo", "hello", false),
+            ("h[a-b]llo", "hbllo", true),
+            ("h[b-a]llo", "hallo", true),
+            ("\\*", "*", true),
+            ("\\*", "x", false),
+            ("", "", true),
+            ("", "a", false),
+            ("a", "", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbY", false),
+            ("[a", "a", true),
+            ("[", "a", false),
+            ("a\\", "a\\", true),
+            ("**a", "ba", true),
+            ("[\\]]", "]", true),
+            ("a*", "b", false),
+            ("*a", "aab", false),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+            assert_eq!(
+                matches(pattern.as_bytes(), text.as_bytes()),
+                expected,
+                "{pattern} {text}"
+            );
         }
     }
 

@@ -179,17 +179,41 @@ mod tests {
         let pair = (Reply::text("k"), Reply::Null);
         for (reply, resp2, resp3) in [
             (Reply::OK, "+OK\r\n", "+OK\r\n"),
-            (Reply::Integer(i64::MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n"),
+            (
+                Reply::Integer(i64::MIN),
+                ":-9223372036854775808\r\n",
+                ":-9223372036854775808\r\n",
+            ),
             (Reply::Integer(0), ":0\r\n", ":0\r\n"),
             (Reply::text(""), "$0\r\n\r\n", "$0\r\n\r\n"),
             (Reply::Null, "$-1\r\n", "_\r\n"),
-            (Reply::Error("ERR a\r\nb".into()), "-ERR a  b\r\n", "-ERR a  b\r\n"),
-            (Reply::Map(vec![pair]), "*2\r\n$1\r\nk\r\n$-1\r\n", "%1\r\n$1\r\nk\r\n_\r\n"),
-            (Reply::Set(vec![Reply::Integer(1)]), "*1\r\n:1\r\n", "~1\r\n:1\r\n"),
+            (
+                Reply::Error("ERR a\r\nb".into()),
+                "-ERR a  b\r\n",
+                "-ERR a  b\r\n",
+            ),
+            (
+                Reply::Map(vec![pair]),
+                "*2\r\n$1\r\nk\r\n$-1\r\n",
+                "%1\r\n$1\r\nk\r\n_\r\n",
+            ),
+            (
+                Reply::Set(vec![Reply::Integer(1)]),
+                "*1\r\n:1\r\n",
+                "~1\r\n:1\r\n",
+            ),
             (Reply::Double(1.5), "$3\r\n1.5\r\n", ",1.5\r\n"),
-            (Reply::Double(f64::NEG_INFINITY), "$4\r\n-inf\r\n", ",-inf\r\n"),
+            (
+                Reply::Double(f64::NEG_INFINITY),
+                "$4\r\n-inf\r\n",
+                ",-inf\r\n",
+            ),
             (Reply::Boolean(true), ":1\r\n", "#t\r\n"),
-            (Reply::Verbatim("hi".into()), "$2\r\nhi\r\n", "=6\r\ntxt:hi\r\n"),
+            (
+                Reply::Verbatim("hi".into()),
+                "$2\r\nhi\r\n",
+                "=6\r\ntxt:hi\r\n",
+            ),
         ] {
             assert_eq!(encoded(&reply, Protocol::Resp2), resp2);
             assert_eq!(encoded(&reply, Protocol::Resp3), resp3);

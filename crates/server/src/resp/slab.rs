@@ -73,13 +73,19 @@ impl<T> Slab<T> {
 
     pub(super) fn get(&self, key: Key) -> Option<&T> {
         let place = self.places.get(key.index as usize)?;
-        place.tenant.as_ref().filter(|_| place.generation == key.generation)
+        place
+            .tenant
+            .as_ref()
+            .filter(|_| place.generation == key.generation)
     }
 
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let place = self.places.get_mut(key.index as usize)?;
         let generation = place.generation;
-        place.tenant.as_mut().filter(|_| generation == key.generation)
+        place
+            .tenant
+            .as_mut()
+            .filter(|_| generation == key.generation)
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Option<T> {

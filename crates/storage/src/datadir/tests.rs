@@ -36,7 +36,10 @@ fn another_engine_is_refused_and_both_are_named() {
     let disk = FaultyDisk::new(1);
     open(&disk, "fjall", ME).unwrap();
     let error = error_of(open(&disk, "leveldb", ME));
-    assert!(error.contains("fjall") && error.contains("leveldb"), "{error}");
+    assert!(
+        error.contains("fjall") && error.contains("leveldb"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -44,9 +47,14 @@ fn another_format_is_refused_and_both_are_named() {
     let disk = FaultyDisk::new(1);
     let mut identity = open(&disk, "fjall", ME).unwrap().identity().clone();
     identity.format = 7;
-    DurableCell::new(IDENTITY).write(&disk, &identity.encode()).unwrap();
+    DurableCell::new(IDENTITY)
+        .write(&disk, &identity.encode())
+        .unwrap();
     let error = error_of(open(&disk, "fjall", ME));
-    assert!(error.contains("format 7") && error.contains("format 1"), "{error}");
+    assert!(
+        error.contains("format 7") && error.contains("format 1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -55,7 +63,10 @@ fn data_without_an_identity_is_damage() {
     open(&disk, "fjall", ME).unwrap();
     disk.remove(IDENTITY).unwrap();
     let error = error_of(open(&disk, "fjall", OTHER));
-    assert!(error.contains("IDENTITY") && error.contains("log"), "{error}");
+    assert!(
+        error.contains("IDENTITY") && error.contains("log"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -86,7 +97,10 @@ fn a_cluster_is_adopted_once() {
     let mut dir = open(&disk, "fjall", ME).unwrap();
     assert_eq!(dir.identity().cluster, ClusterId(7));
     let error = dir.adopt_cluster(ClusterId(8)).unwrap_err();
-    assert!(matches!(error, DataDirError::OtherCluster { .. }), "{error}");
+    assert!(
+        matches!(error, DataDirError::OtherCluster { .. }),
+        "{error}"
+    );
     assert_eq!(dir.identity().cluster, ClusterId(7));
 }
 
@@ -96,7 +110,9 @@ fn damaged_numbers_are_errors() {
     let dir = open(&disk, "fjall", ME).unwrap();
     DurableCell::new(BOOT).write(&disk, b"seven").unwrap();
     assert!(dir.next_boot().is_err());
-    DurableCell::new(BOOT).write(&disk, &u64::MAX.to_le_bytes()).unwrap();
+    DurableCell::new(BOOT)
+        .write(&disk, &u64::MAX.to_le_bytes())
+        .unwrap();
     assert!(dir.next_boot().is_err());
     assert_eq!(read_hlc_mark(&disk).unwrap(), None);
     write_hlc_mark(&disk, Hlc(99)).unwrap();
@@ -177,7 +193,10 @@ fn one_process_at_a_time() {
     let path = root.path().join("new").join("data");
     let lock = DirLock::acquire(&path).unwrap();
     let error = DirLock::acquire(&path).unwrap_err();
-    assert!(error.to_string().contains("another process is using"), "{error}");
+    assert!(
+        error.to_string().contains("another process is using"),
+        "{error}"
+    );
     drop(lock);
     let _lock = DirLock::acquire(&path).unwrap();
     DataDir::open_or_create(Arc::new(RealDisk::new(path)), "fjall", ME).unwrap();

@@ -137,13 +137,19 @@ fn apply(model: &mut Model, run: &Run) {
 }
 
 fn everything(engine: &dyn Engine) -> Model {
-    engine.scan(b"", END, usize::MAX).unwrap().into_iter().collect()
+    engine
+        .scan(b"", END, usize::MAX)
+        .unwrap()
+        .into_iter()
+        .collect()
 }
 
 /// A run of `count` keys, all with the same value.
 fn uniform_run(count: usize, value: &[u8]) -> Run {
     let value = Bytes::copy_from_slice(value);
-    (0..count).map(|i| (Bytes::from(format!("key-{i:05}")), Some(value.clone()))).collect()
+    (0..count)
+        .map(|i| (Bytes::from(format!("key-{i:05}")), Some(value.clone())))
+        .collect()
 }
 
 /// Few enough keys that runs overlap, with all the bytes that could be special.
@@ -198,7 +204,7 @@ fn expected_scan(model: &Model, from: &Bytes, to: &Bytes, limit: usize) -> Vec<(
 }
 
 fn agrees_with_a_map(kind: EngineKind) {
-    let cases = if kind == EngineKind::Memory { 200 } else { 12 };
+    let cases = if kind == EngineKind::Memory { 200 } else { 8 };
     let mut runner = TestRunner::new(Config::with_cases(cases));
     runner
         .run(&prop::collection::vec(any_op(), 1..20), |ops| {
@@ -255,10 +261,17 @@ fn takes_a_large_run(kind: EngineKind) {
     }
     ingest(&*engine, &run).unwrap();
     apply(&mut model, &run);
-    let removals: Run = run.keys().step_by(3).map(|key| (key.clone(), None)).collect();
+    let removals: Run = run
+        .keys()
+        .step_by(3)
+        .map(|key| (key.clone(), None))
+        .collect();
     ingest(&*engine, &removals).unwrap();
     apply(&mut model, &removals);
-    assert!(everything(&*engine) == model, "content differs after a large run");
+    assert!(
+        everything(&*engine) == model,
+        "content differs after a large run"
+    );
     // A reader that pages gets the same, in order.
     let mut from = Bytes::new();
     let mut paged = Vec::new();
@@ -271,7 +284,10 @@ fn takes_a_large_run(kind: EngineKind) {
     assert!(paged.into_iter().eq(model.clone()), "pages differ");
     assert!(engine.disk_bytes() > 1_000_000);
     let engine = home.crash();
-    assert!(everything(&*engine) == model, "content differs after a crash");
+    assert!(
+        everything(&*engine) == model,
+        "content differs after a crash"
+    );
 }
 
 fn refuses_bad_runs_and_goes_on(kind: EngineKind) {
@@ -285,12 +301,16 @@ fn refuses_bad_runs_and_goes_on(kind: EngineKind) {
         vec![b""],
         vec![&too_long[..]],
     ] {
-        let error = engine.ingest(&mut keys.iter().map(|key| item(key))).unwrap_err();
+        let error = engine
+            .ingest(&mut keys.iter().map(|key| item(key)))
+            .unwrap_err();
         assert!(matches!(error, EngineError::BadRun(_)), "{error}");
     }
     engine.ingest(&mut std::iter::empty()).unwrap();
     let longest = &too_long[1..];
-    engine.ingest(&mut [item(b"a"), item(longest)].into_iter()).unwrap();
+    engine
+        .ingest(&mut [item(b"a"), item(longest)].into_iter())
+        .unwrap();
     assert!(engine.get(longest).unwrap().is_some());
     assert!(engine.get(b"").unwrap().is_none());
     assert!(engine.scan(b"z", b"a", 10).unwrap().is_empty());
@@ -402,7 +422,10 @@ fn takes_a_run_that_is_read_from_itself(kind: EngineKind) {
     let engine = home.open();
     ingest(&*engine, &uniform_run(10, b"v")).unwrap();
     let mut run = (0..10).map(|i| {
-        let value = engine.get(format!("key-{i:05}").as_bytes()).unwrap().unwrap();
+        let value = engine
+            .get(format!("key-{i:05}").as_bytes())
+            .unwrap()
+            .unwrap();
         (Bytes::from(format!("new-{i:05}")), Some(value))
     });
     engine.ingest(&mut run).unwrap();
@@ -451,10 +474,15 @@ fn a_flipped_byte_is_never_a_wrong_answer(kind: EngineKind) {
         .map(|(path, _)| path)
         .collect();
     assert!(!files.is_empty());
-    let mut runner = TestRunner::new(Config::with_cases(30));
+    let noticed = AtomicU64::new(0);
+    let mut runner = TestRunner::new(Config::with_cases(16));
     runner
         .run(
-            &(any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1u8..),
+            &(
+                any::<prop::sample::Index>(),
+                any::<prop::sample::Index>(),
+                1u8..,
+            ),
             |(file, at, flip)| {
                 let damaged = TempDir::new().unwrap();
                 copy_between_changes(&home.path(), damaged.path());
@@ -465,11 +493,17 @@ fn a_flipped_byte_is_never_a_wrong_answer(kind: EngineKind) {
                 bytes[at] ^= flip;
                 fs::write(&target, bytes).unwrap();
                 let Ok(engine) = open_with(kind, damaged.path(), &EngineOptions::default()) else {
+                    noticed.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
                 };
                 for (key, value) in &model {
-                    if let Ok(found) = engine.get(key) {
-                        prop_assert_eq!(found.as_ref(), Some(value), "{:?} at {}", target, at);
+                    match engine.get(key) {
+                        Ok(found) => {
+                            prop_assert_eq!(found.as_ref(), Some(value), "{:?} at {}", target, at);
+                        }
+                        Err(_) => {
+                            noticed.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                 }
                 if let Ok(found) = engine.scan(b"", END, usize::MAX) {
@@ -480,6 +514,43 @@ fn a_flipped_byte_is_never_a_wrong_answer(kind: EngineKind) {
             },
         )
         .unwrap();
+    assert!(noticed.into_inner() > 0, "no damage was ever noticed");
+}
+
+/// After a failed ingestion the engine takes no run, whatever the disk says then; reopened, it does.
+fn takes_no_run_after_a_failed_one(kind: EngineKind) {
+    let home = Home::new(kind);
+    if !home.is_on_disk() {
+        return;
+    }
+    let engine = home.open();
+    let mut model = Model::new();
+    let before = uniform_run(20, b"before");
+    ingest(&*engine, &before).unwrap();
+    apply(&mut model, &before);
+    // The directory is not where it was: files cannot be created in it, nor can it be synced.
+    let elsewhere = home.fresh_path("elsewhere");
+    fs::rename(home.path(), &elsewhere).unwrap();
+    let failed: Run = [(Bytes::from("failed"), Some(Bytes::from("run")))].into();
+    let error = ingest(&*engine, &failed).unwrap_err();
+    assert!(matches!(error, EngineError::Io(_)), "{error}");
+    fs::rename(&elsewhere, home.path()).unwrap();
+    let error = ingest(&*engine, &failed).unwrap_err();
+    assert!(matches!(error, EngineError::Stopped(_)), "{error}");
+    assert!(engine.drop_range(b"", END).is_err());
+    assert!(
+        !engine.is_behind(),
+        "nobody should wait for a failed engine"
+    );
+    assert_eq!(
+        engine.get(b"key-00000").unwrap(),
+        Some(Bytes::from("before"))
+    );
+    drop(engine);
+    let engine = home.open();
+    ingest(&*engine, &failed).unwrap();
+    apply(&mut model, &failed);
+    assert_eq!(everything(&*engine), model);
 }
 
 /// A memory engine that fails is repaired by the same run again, as the contract says of a crash.
@@ -487,7 +558,10 @@ fn a_flipped_byte_is_never_a_wrong_answer(kind: EngineKind) {
 fn an_interrupted_ingestion_is_repaired_by_the_same_run() {
     let mut runner = TestRunner::new(Config::with_cases(200));
     let runs = prop::collection::vec(
-        (prop::collection::btree_map(any_key(), any_value(), 0..12), 0usize..12),
+        (
+            prop::collection::btree_map(any_key(), any_value(), 0..12),
+            0usize..12,
+        ),
         1..10,
     );
     runner
@@ -538,6 +612,7 @@ macro_rules! suite {
             copies_only_into_an_empty_directory,
             takes_a_run_that_is_read_from_itself,
             is_opened_once,
+            takes_no_run_after_a_failed_one,
             a_flipped_byte_is_never_a_wrong_answer,
         ]);
     };

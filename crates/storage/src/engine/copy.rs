@@ -46,7 +46,10 @@ pub(super) fn write_copy<E: Engine>(
     if !is_empty_or_absent(to)? {
         return Err(EngineError::Io(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("{} is not empty; choose a new directory for the copy", to.display()),
+            format!(
+                "{} is not empty; choose a new directory for the copy",
+                to.display()
+            ),
         )));
     }
     let written = fill(to, open, pairs);

@@ -64,6 +64,9 @@ const L0_RUNS_BEHIND: usize = 12;
 /// How long closing waits for running calls, and then again for background work, before it gives up.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// A checkpoint is written, not read, so it needs next to no cache.
+const CHECKPOINT_CACHE_BYTES: u64 = 1024 * 1024;
+
 /// The one keyspace.
 const KEYSPACE: &str = "records";
 
@@ -107,7 +110,9 @@ impl Health {
 
     fn check(&self) -> Result<(), EngineError> {
         match &*self.failure.lock() {
-            Some(reason) => Err(EngineError::Stopped(format!("after an earlier failure: {reason}"))),
+            Some(reason) => Err(EngineError::Stopped(format!(
+                "after an earlier failure: {reason}"
+            ))),
             None => Ok(()),
         }
     }
@@ -131,10 +136,12 @@ impl FjallEngine {
         remove_unfinished_creation(path)?;
         let (db, records) = unwound(|| open_database(path, options))?;
         let health = Arc::new(Health::default());
-        let compactor = thread::Builder::new().name("mds-fjall-compact".to_owned()).spawn({
-            let (db, records, health) = (db.clone(), records.clone(), Arc::clone(&health));
-            move || run_compactor(&db, &records, &health)
-        })?;
+        let compactor = thread::Builder::new()
+            .name("mds-fjall-compact".to_owned())
+            .spawn({
+                let (db, records, health) = (db.clone(), records.clone(), Arc::clone(&health));
+                move || run_compactor(&db, &records, &health)
+            })?;
         // A process that was killed may have left work.
         health.wake_compactor();
         Ok(FjallEngine {
@@ -289,16 +296,20 @@ impl Engine for FjallEngine {
             return Ok(());
         };
         let (closed, is_closed) = mpsc::channel();
-        thread::Builder::new().name("mds-fjall-close".to_owned()).spawn(move || {
-            let compactor = open.compactor.join();
-            drop(open.records);
-            drop(open.db);
-            // Nobody listens any more after the wait below has ended: nothing to do about it.
-            let _ = closed.send(compactor.is_ok());
-        })?;
+        thread::Builder::new()
+            .name("mds-fjall-close".to_owned())
+            .spawn(move || {
+                let compactor = open.compactor.join();
+                drop(open.records);
+                drop(open.db);
+                // Nobody listens any more after the wait below has ended: nothing to do about it.
+                let _ = closed.send(compactor.is_ok());
+            })?;
         match is_closed.recv_timeout(CLOSE_WAIT_MAX) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(EngineError::Stopped("the compaction thread panicked".to_owned())),
+            Ok(false) => Err(EngineError::Stopped(
+                "the compaction thread panicked".to_owned(),
+            )),
             Err(_) => Err(EngineError::Stopped(format!(
                 "fjall's threads did not stop within {CLOSE_WAIT_MAX:?}; all runs are durable, \
                  end the process"
@@ -314,9 +325,6 @@ impl Drop for FjallEngine {
         }
     }
 }
-
-/// A checkpoint is written, not read, so it needs next to no cache.
-const CHECKPOINT_CACHE_BYTES: u64 = 1024 * 1024;
 
 fn open_database(
     path: &Path,
@@ -461,7 +469,10 @@ fn compact_until_settled(
 fn unwound<T>(operation: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
     // What a panic may have left half-done lies inside fjall, behind locks that it poisons.
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|panic| {
-        Err(EngineError::Stopped(format!("fjall panicked: {}", panic_text(&*panic))))
+        Err(EngineError::Stopped(format!(
+            "fjall panicked: {}",
+            panic_text(&*panic)
+        )))
     })
 }
 
@@ -482,11 +493,102 @@ impl From<fjall::Error> for EngineError {
             fjall::Error::Poisoned => EngineError::Stopped(
                 "a background worker of fjall failed; see the log, and restart the node".to_owned(),
             ),
-            fjall::Error::Locked => EngineError::Stopped(
-                "another process has this fjall database open".to_owned(),
-            ),
+            fjall::Error::Locked => {
+                EngineError::Stopped("another process has this fjall database open".to_owned())
+            }
             fjall::Error::KeyspaceDeleted => EngineError::closed(),
             other => EngineError::Corrupt(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<FjallEngine, EngineError> {
+        FjallEngine::open(path, &EngineOptions::default())
+    }
+
+    fn item(key: &'static str) -> RunItem {
+        (Bytes::from(key), Some(Bytes::from("value")))
+    }
+
+    /// Every state that a crash within the creation of a database can leave is a fresh directory.
+    #[test]
+    fn a_creation_that_was_cut_short_is_done_again() {
+        let leftovers: [&[&str]; 5] = [
+            &[],
+            &["lock"],
+            &["lock", "keyspaces/"],
+            &["lock", "keyspaces/", "0.jnl"],
+            &["lock", "keyspaces/", "0.jnl", "version"],
+        ];
+        for names in leftovers {
+            let directory = tempfile::tempdir().unwrap();
+            for name in names {
+                let path = directory.path().join(name);
+                if name.ends_with('/') {
+                    fs::create_dir(path).unwrap();
+                } else {
+                    fs::write(path, b"").unwrap();
+                }
+            }
+            let engine = open(directory.path()).unwrap();
+            engine.ingest(&mut [item("a")].into_iter()).unwrap();
+            drop(engine);
+            assert!(open(directory.path()).unwrap().get(b"a").unwrap().is_some());
+        }
+    }
+
+    /// What has data but no marker is damaged, and left as it is.
+    #[test]
+    fn data_without_a_version_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        engine.ingest(&mut [item("a")].into_iter()).unwrap();
+        drop(engine);
+        let marker = directory.path().join(VERSION_MARKER);
+        let kept = directory.path().join("kept");
+        fs::rename(&marker, &kept).unwrap();
+        let Err(error) = open(directory.path()) else {
+            panic!("opened without a version marker");
+        };
+        assert!(matches!(error, EngineError::Corrupt(_)), "{error}");
+        fs::rename(&kept, &marker).unwrap();
+        assert!(open(directory.path()).unwrap().get(b"a").unwrap().is_some());
+    }
+
+    /// Compaction needs no further run to go on: level 0 empties by itself.
+    #[test]
+    fn level_0_is_compacted_by_our_own_thread() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        for _ in 0..2 * L0_RUNS_BEHIND {
+            engine
+                .ingest(&mut [item("a"), item("b")].into_iter())
+                .unwrap();
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let runs = || {
+            engine
+                .call(|open| Ok(open.records.tree.l0_run_count()))
+                .unwrap()
+        };
+        while runs() >= 4 {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{} runs in level 0",
+                runs()
+            );
+            thread::yield_now();
+        }
+        assert!(engine.background_progress() > 0);
+    }
+
+    #[test]
+    fn a_panic_inside_fjall_is_an_error() {
+        let error = unwound(|| -> Result<(), EngineError> { panic!("{} is odd", 7) }).unwrap_err();
+        assert!(error.to_string().contains("7 is odd"), "{error}");
     }
 }

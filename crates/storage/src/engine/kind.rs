@@ -133,6 +133,9 @@ mod tests {
         let Err(error) = open("leveldb", directory.path()) else {
             panic!("LevelDB is not built in");
         };
-        assert!(error.to_string().contains("--features engine-leveldb"), "{error}");
+        assert!(
+            error.to_string().contains("--features engine-leveldb"),
+            "{error}"
+        );
     }
 }

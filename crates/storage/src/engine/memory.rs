@@ -107,7 +107,9 @@ impl MemoryEngine {
                     EngineError::Corrupt(format!("{} is damaged", checkpoint.display()))
                 })?;
                 for (key, value) in pairs {
-                    engine.content.put(&mut engine.content.map.write(), key, Some(value));
+                    engine
+                        .content
+                        .put(&mut engine.content.map.write(), key, Some(value));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -156,13 +158,15 @@ impl Content {
         let key_bytes = key.len() as u64;
         let old = match value {
             Some(value) => {
-                self.bytes.fetch_add(key_bytes + value.len() as u64, Ordering::Relaxed);
+                self.bytes
+                    .fetch_add(key_bytes + value.len() as u64, Ordering::Relaxed);
                 map.insert(key, value)
             }
             None => map.remove(&key),
         };
         if let Some(old) = old {
-            self.bytes.fetch_sub(key_bytes + old.len() as u64, Ordering::Relaxed);
+            self.bytes
+                .fetch_sub(key_bytes + old.len() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -198,7 +202,9 @@ impl Engine for MemoryEngine {
             self.content.put(&mut map, key, value);
         }
         match fails_after {
-            Some(_) => Err(EngineError::Io(io::Error::other("injected ingestion error"))),
+            Some(_) => Err(EngineError::Io(io::Error::other(
+                "injected ingestion error",
+            ))),
             None => Ok(()),
         }
     }
@@ -256,7 +262,10 @@ impl Engine for MemoryEngine {
         if fs::read_dir(to)?.next().is_some() {
             return Err(EngineError::Io(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                format!("{} is not empty; choose a new directory for the copy", to.display()),
+                format!(
+                    "{} is not empty; choose a new directory for the copy",
+                    to.display()
+                ),
             )));
         }
         let bytes = encode_checkpoint(&self.content.map.read());
@@ -320,18 +329,24 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(keys: &[&'static str]) -> Vec<RunItem> {
-        keys.iter().map(|key| (Bytes::from(*key), Some(Bytes::from("v")))).collect()
+        keys.iter()
+            .map(|key| (Bytes::from(*key), Some(Bytes::from("v"))))
+            .collect()
     }
 
     #[test]
     fn a_failed_ingestion_leaves_a_part_and_is_repaired_by_the_next() {
         let engine = MemoryEngine::new();
         engine.fail_next_ingest_after(2);
-        let error = engine.ingest(&mut run(&["a", "b", "c"]).into_iter()).unwrap_err();
+        let error = engine
+            .ingest(&mut run(&["a", "b", "c"]).into_iter())
+            .unwrap_err();
         assert!(matches!(error, EngineError::Io(_)));
         assert!(engine.get(b"b").unwrap().is_some());
         assert!(engine.get(b"c").unwrap().is_none());
-        engine.ingest(&mut run(&["a", "b", "c"]).into_iter()).unwrap();
+        engine
+            .ingest(&mut run(&["a", "b", "c"]).into_iter())
+            .unwrap();
         assert!(engine.get(b"c").unwrap().is_some());
     }
 

@@ -35,7 +35,9 @@ use std::path::Path;
 use bytes::Bytes;
 
 pub use self::fjall::FjallEngine;
-pub use self::kind::{CACHE_BYTES_DEFAULT, EngineKind, EngineOptions, UnknownEngine, open, open_with};
+pub use self::kind::{
+    CACHE_BYTES_DEFAULT, EngineKind, EngineOptions, UnknownEngine, open, open_with,
+};
 #[cfg(feature = "engine-leveldb")]
 pub use self::leveldb::LevelDbEngine;
 pub use self::memory::MemoryEngine;

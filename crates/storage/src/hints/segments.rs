@@ -92,11 +92,15 @@ impl HintStore {
         now_ms: u64,
     ) -> Result<usize, HintError> {
         let room = self.room(node);
-        if records.first().is_none_or(|record| frame_bytes(record) > room) {
+        if records
+            .first()
+            .is_none_or(|record| frame_bytes(record) > room)
+        {
             return Ok(0);
         }
         if self.writable(node).is_none() {
-            self.begin_segment(node).map_err(|source| failed(node, source))?;
+            self.begin_segment(node)
+                .map_err(|source| failed(node, source))?;
         }
         let Some((active, segment)) = self.writable(node) else {
             return Ok(0);
@@ -142,7 +146,9 @@ impl HintStore {
             None => FILE_HEADER_BYTES as u64,
         };
         let used = self.targets.get(&node).map_or(0, Target::bytes);
-        self.limits.bytes_per_target_max.saturating_sub(used + header_bytes)
+        self.limits
+            .bytes_per_target_max
+            .saturating_sub(used + header_bytes)
     }
 
     /// A target's open last segment, if it has one that is not full.
@@ -153,11 +159,8 @@ impl HintStore {
         (segment.bytes < SEGMENT_BYTES).then_some((active, segment))
     }
 
-    /// Begins a target's next segment; the one before is synced, for no later sync will reach it.
+    /// Begins a target's next segment.
     fn begin_segment(&mut self, node: NodeId) -> io::Result<()> {
-        if let Err(error) = self.sync_file(node) {
-            tracing::warn!(target = %node, %error, "a full segment of hints could not be synced");
-        }
         self.close_active(node);
         if !self.targets.contains_key(&node) {
             self.disk.create_dir(&target_dir(node))?;
@@ -189,8 +192,12 @@ impl HintStore {
         Ok(())
     }
 
-    /// Ends appending to a target's last segment; one without a hint is removed.
+    /// Ends appending to a target's last segment. It is synced first, for no later sync reaches it;
+    /// if that fails, the next [`HintStore::sync`] says so. One without a hint is removed.
     fn close_active(&mut self, node: NodeId) {
+        if let Err(source) = self.sync_file(node) {
+            self.unreported.get_or_insert(failed(node, source));
+        }
         let Some(target) = self.targets.get_mut(&node) else {
             return;
         };
@@ -220,13 +227,18 @@ impl HintStore {
         Ok(())
     }
 
+    /// Syncs the open segment of a target, once: a sync that failed must not be tried again, because
+    /// it may succeed without the bytes that the first one lost.
     fn sync_file(&mut self, node: NodeId) -> io::Result<()> {
-        let active = self.targets.get_mut(&node).and_then(|target| target.active.as_mut());
+        let active = self
+            .targets
+            .get_mut(&node)
+            .and_then(|target| target.active.as_mut());
         if let Some(active) = active
             && active.is_dirty
         {
-            active.file.sync()?;
             active.is_dirty = false;
+            active.file.sync()?;
         }
         Ok(())
     }
@@ -280,7 +292,11 @@ impl HintStore {
             }
             self.counters.damaged_segments += 1;
             let path = segment_path(node, segment.id);
-            tracing::warn!(path, at = target.offset, "damaged; the hints behind it are lost");
+            tracing::warn!(
+                path,
+                at = target.offset,
+                "damaged; the hints behind it are lost"
+            );
             self.remove_front(node);
         }
     }
@@ -328,8 +344,10 @@ impl HintStore {
 
     /// Drops first segments whose every hint is too old.
     pub(super) fn expire_front(&mut self, node: NodeId, now_ms: u64) {
-        while let Some(front) =
-            self.targets.get(&node).and_then(|target| target.segments.front())
+        while let Some(front) = self
+            .targets
+            .get(&node)
+            .and_then(|target| target.segments.front())
             && front.count > 0
             && self.is_expired(front.newest_ms, now_ms)
         {

@@ -21,7 +21,7 @@ fn row(partition: u16, key: &[u8], hlc: u64) -> IndexRow {
             node: NodeId(3),
         },
         digest: Digest(u128::from(hlc) << 70),
-        kind: if hlc % 2 == 0 {
+        kind: if hlc.is_multiple_of(2) {
             Kind::Value
         } else {
             Kind::Tombstone

@@ -11,7 +11,6 @@ use super::shared::Shared;
 use super::{StoreError, StoreStats};
 use crate::keys::{ENGINE_KEY_PREFIX_BYTES, Keyspace, engine_range};
 use crate::runs::{IndexRow, RowRange, RunInfo, sort_rows};
-use crate::table::Entry;
 
 /// Reads a store from any thread. What it sees is durable by the policy.
 #[derive(Clone)]
@@ -148,7 +147,8 @@ impl StoreReader {
     }
 
     /// Drops the run files of the epochs up to and including `epoch`, durably: for epochs that are
-    /// verified. Rows still in tables come back with their flush. Returns the number of files.
+    /// verified. Rows still in tables come back with their flush. Returns the number of files. Waits
+    /// for a flush that is going on.
     ///
     /// # Errors
     /// If the disk fails, which poisons the store.
@@ -167,6 +167,3 @@ impl StoreReader {
         self.shared.stats()
     }
 }
-
-// Entries are cloned out of the tables so that no lock is held while records are decoded.
-const _: () = assert!(size_of::<Entry>() <= 72);

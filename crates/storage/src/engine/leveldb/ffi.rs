@@ -20,7 +20,16 @@ macro_rules! opaque {
     };
 }
 
-opaque!(Db, Cache, FilterPolicy, Iterator, Options, ReadOptions, WriteBatch, WriteOptions);
+opaque!(
+    Db,
+    Cache,
+    FilterPolicy,
+    Iterator,
+    Options,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions
+);
 
 /// `leveldb_no_compression`
 pub(super) const NO_COMPRESSION: c_int = 0;
@@ -63,20 +72,11 @@ unsafe extern "C" {
     ) -> *mut Iterator;
     pub(super) fn leveldb_iter_destroy(iterator: *mut Iterator);
     pub(super) fn leveldb_iter_valid(iterator: *const Iterator) -> c_uchar;
-    pub(super) fn leveldb_iter_seek(
-        iterator: *mut Iterator,
-        key: *const c_char,
-        key_bytes: usize,
-    );
+    pub(super) fn leveldb_iter_seek(iterator: *mut Iterator, key: *const c_char, key_bytes: usize);
     pub(super) fn leveldb_iter_next(iterator: *mut Iterator);
-    pub(super) fn leveldb_iter_key(
-        iterator: *const Iterator,
-        bytes: *mut usize,
-    ) -> *const c_char;
-    pub(super) fn leveldb_iter_value(
-        iterator: *const Iterator,
-        bytes: *mut usize,
-    ) -> *const c_char;
+    pub(super) fn leveldb_iter_key(iterator: *const Iterator, bytes: *mut usize) -> *const c_char;
+    pub(super) fn leveldb_iter_value(iterator: *const Iterator, bytes: *mut usize)
+    -> *const c_char;
     pub(super) fn leveldb_iter_get_error(iterator: *const Iterator, error: *mut *mut c_char);
 
     pub(super) fn leveldb_writebatch_create() -> *mut WriteBatch;

@@ -135,7 +135,11 @@ impl Handle {
     /// An iterator over one snapshot: the database as it is now. With `through`, what it reads does
     /// not displace what others have in the cache.
     pub(super) fn iterate(&self, through: bool) -> Cursor<'_> {
-        let options = if through { self.read_through } else { self.read };
+        let options = if through {
+            self.read_through
+        } else {
+            self.read
+        };
         // SAFETY: a live database and options.
         let iterator = unsafe { ffi::leveldb_create_iterator(self.db, options) };
         Cursor {
@@ -247,6 +251,9 @@ impl Drop for Batch {
     }
 }
 
+/// Key and value, in LevelDB's memory.
+pub(super) type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// A place in one snapshot of the database. It borrows the handle, so the database outlives it.
 pub(super) struct Cursor<'a> {
     iterator: *mut ffi::Iterator,
@@ -274,7 +281,7 @@ impl Cursor<'_> {
     ///
     /// # Errors
     /// If the end was reached because a read failed.
-    pub(super) fn pair(&self) -> Result<Option<(&[u8], &[u8])>, EngineError> {
+    pub(super) fn pair(&self) -> Result<Option<Pair<'_>>, EngineError> {
         // SAFETY: a live iterator. While it is valid, key and value are readable for their lengths
         // until it moves, and moving needs the exclusive borrow that this one keeps away.
         unsafe {
@@ -328,11 +335,15 @@ impl ErrorSlot {
             return Ok(());
         }
         // SAFETY: not null, so it is a string that ends with a zero byte; `Drop` frees it.
-        let message = unsafe { CStr::from_ptr(self.0) }.to_string_lossy().into_owned();
+        let message = unsafe { CStr::from_ptr(self.0) }
+            .to_string_lossy()
+            .into_owned();
         Err(if message.starts_with("Corruption") {
             EngineError::Corrupt(message)
         } else if message.starts_with("IO error: lock") {
-            EngineError::Stopped(format!("another process has this database open ({message})"))
+            EngineError::Stopped(format!(
+                "another process has this database open ({message})"
+            ))
         } else if message.starts_with("IO error") {
             EngineError::Io(io::Error::other(message))
         } else {

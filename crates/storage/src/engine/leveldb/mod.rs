@@ -126,7 +126,9 @@ impl LevelDbEngine {
 
     fn check_failure(&self) -> Result<(), EngineError> {
         match &*self.failure.lock() {
-            Some(reason) => Err(EngineError::Stopped(format!("after an earlier failure: {reason}"))),
+            Some(reason) => Err(EngineError::Stopped(format!(
+                "after an earlier failure: {reason}"
+            ))),
             None => Ok(()),
         }
     }
@@ -220,7 +222,9 @@ impl Engine for LevelDbEngine {
                 .is_some_and(|tables| tables >= L0_TABLES_BEHIND);
             if behind {
                 // A compaction that failed, and will never catch up, shows in writes only.
-                handle.write_sync(&mut Batch::new()).inspect_err(|error| self.fail(error))?;
+                handle
+                    .write_sync(&mut Batch::new())
+                    .inspect_err(|error| self.fail(error))?;
             }
             Ok(behind)
         });

@@ -15,11 +15,33 @@ const PARTITIONS: u16 = 4;
 const HLC_MAX: u64 = 400;
 
 /// What a store holds.
-#[derive(Clone, Default, PartialEq, Debug)]
+#[derive(Clone, Default, PartialEq)]
 struct Content {
     records: BTreeMap<Bytes, Record>,
     /// The greatest version written of each key in each epoch.
     rows: BTreeMap<(Epoch, Bytes), Version>,
+}
+
+/// `key@hlc.node=length`, and `-` for a tombstone's length.
+fn brief(record: &Record) -> String {
+    let key = String::from_utf8_lossy(&record.key);
+    let (hlc, node) = (record.version.hlc.0, record.version.node.0);
+    let length = record
+        .value()
+        .map_or("-".into(), |value| value.len().to_string());
+    format!("{key}@{hlc}.{node}={length}")
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let records: Vec<_> = self.records.values().map(brief).collect();
+        let row = |((epoch, key), version): (&(Epoch, Bytes), &Version)| {
+            let key = String::from_utf8_lossy(key);
+            format!("{epoch}/{key}@{}.{}", version.hlc.0, version.node.0)
+        };
+        let rows: Vec<_> = self.rows.iter().map(row).collect();
+        write!(f, "records {records:?} rows {rows:?}")
+    }
 }
 
 impl Content {
@@ -139,6 +161,8 @@ impl Life {
     fn crash(&mut self) {
         self.crashes += 1;
         self.store = None;
+        // A store does not open on a full disk.
+        self.bench.disk.set_capacity(None);
         let power = self.random.coin();
         if power {
             self.bench.disk.crash();
@@ -176,8 +200,10 @@ impl Life {
         }
         assert!(
             matches,
-            "seed {}: found {found:#?}\nwhich is not {:#?} and a part (at least {at_least}) of {:#?}",
-            self.seed, self.durable, self.history
+            "seed {}: found {found:?}\nwhich is not {:?}\nand the first of (at least {at_least}) {:?}",
+            self.seed,
+            self.durable,
+            self.history.iter().map(brief).collect::<Vec<_>>()
         );
         self.history.clear();
         self.acknowledged = 0;
@@ -245,71 +271,17 @@ impl Life {
     }
 
     fn step(&mut self) {
-        let what = self.random.below(100);
         if self.bench.disk.is_stopped() {
             return self.crash();
         }
-        let store = self.store.as_mut().unwrap();
-        let disk = &self.bench.disk;
-        let outcome = match what {
+        let outcome = match self.random.below(100) {
             0..45 => return self.merge(),
-            45..60 => store.flusher().work().map(drop),
-            60..63 => store.freeze().map(drop),
-            63..67 => {
-                self.epoch += 1;
-                store.epoch_changed(Epoch(self.epoch))
-            }
-            67..72 => {
-                self.now_ns += 4_000_000;
-                store.tick(self.now_ns)
-            }
-            72..75 => {
-                let synced = store.sync();
-                if synced.is_ok() {
-                    self.synced();
-                }
-                synced
-            }
+            45..72 => self.work(),
+            72..75 => self.sync(),
             75..80 => return self.check(),
-            80..86 => {
-                let ops = self.random.below(25);
-                disk.fail_after_ops(ops);
-                Ok(())
-            }
-            86..88 => {
-                disk.fail_sync_in(self.random.below(3));
-                Ok(())
-            }
-            88..89 => {
-                disk.fail_append_in(self.random.below(5));
-                Ok(())
-            }
-            89..91 => {
-                let items = self.random.below(6) as usize;
-                self.bench.engine.fail_next_ingest_after(items);
-                Ok(())
-            }
-            91..93 => {
-                let room = self.random.below(400);
-                disk.set_capacity(Some(disk.used_bytes() + room));
-                for _ in 0..6 {
-                    self.merge();
-                    if let Some(store) = &self.store {
-                        let _ = store.flusher().work();
-                    }
-                    // A poisoned store has crashed and been opened again in `merge`, if it fitted.
-                }
-                self.bench.disk.set_capacity(None);
-                Ok(())
-            }
-            93..95 => {
-                let closed = self.store.take().unwrap().close();
-                if closed.is_ok() {
-                    self.synced();
-                    assert!(self.history.is_empty());
-                }
-                return self.crash();
-            }
+            80..91 => return self.plan_fault(),
+            91..93 => return self.fill_the_disk(),
+            93..95 => return self.close(),
             _ => return self.crash(),
         };
         match outcome {
@@ -317,6 +289,66 @@ impl Life {
             Err(StoreError::Poisoned { .. }) => self.crash(),
             Err(error) => panic!("seed {}: {error}", self.seed),
         }
+    }
+
+    /// What goes on beside merging.
+    fn work(&mut self) -> Result<(), StoreError> {
+        let Some(store) = &mut self.store else {
+            return Ok(());
+        };
+        match self.random.below(27) {
+            0..15 => store.flusher().work().map(drop),
+            15..18 => store.freeze().map(drop),
+            18..22 => {
+                self.epoch += 1;
+                store.epoch_changed(Epoch(self.epoch))
+            }
+            _ => {
+                self.now_ns += 4_000_000;
+                store.tick(self.now_ns)
+            }
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        if let Some(store) = &mut self.store {
+            store.sync()?;
+            self.synced();
+        }
+        Ok(())
+    }
+
+    fn plan_fault(&mut self) {
+        let disk = &self.bench.disk;
+        match self.random.below(11) {
+            0..6 => disk.fail_after_ops(self.random.below(25)),
+            6..8 => disk.fail_sync_in(self.random.below(3)),
+            8 => disk.fail_append_in(self.random.below(5)),
+            _ => {
+                let items = self.random.below(6) as usize;
+                self.bench.engine.fail_next_ingest_after(items);
+            }
+        }
+    }
+
+    fn fill_the_disk(&mut self) {
+        let disk = &self.bench.disk;
+        disk.set_capacity(Some(disk.used_bytes() + self.random.below(400)));
+        for _ in 0..6 {
+            self.merge();
+            if let Some(store) = &self.store {
+                let _ = store.flusher().work();
+            }
+        }
+        self.bench.disk.set_capacity(None);
+    }
+
+    fn close(&mut self) {
+        if self.store.take().is_some_and(|store| store.close().is_ok()) {
+            self.synced();
+            assert!(self.history.is_empty());
+        }
+        self.crash();
     }
 }
 

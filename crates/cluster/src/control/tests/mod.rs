@@ -1,0 +1,6 @@
+//! Whole clusters of control parts in one process, over a network and disks that fail.
+
+mod birth;
+mod chaos;
+mod life;
+mod sim;
