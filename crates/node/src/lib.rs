@@ -16,6 +16,6 @@ pub mod api;
 pub mod core;
 pub mod digest;
 pub mod front;
-// pub mod shell;
+pub mod shell;
 pub mod store_io;
 pub mod wire;

@@ -134,7 +134,11 @@ pub struct StoreIo {
     store: Store,
     hints: HintStore,
     hints_unsynced_since_ms: Option<u64>,
+    wait_for_flusher: Option<WaitForFlusher>,
 }
+
+/// Waits until the flusher has made room; false when it took too long.
+pub type WaitForFlusher = Box<dyn FnMut() -> bool + Send>;
 
 impl StoreIo {
     /// Takes ownership of an opened store.
@@ -144,7 +148,14 @@ impl StoreIo {
             store,
             hints,
             hints_unsynced_since_ms: None,
+            wait_for_flusher: None,
         }
+    }
+
+    /// Back-pressure instead of refusal: merges that find the flusher behind call `wait` and try again
+    /// while it returns true. Without it they are refused at once.
+    pub fn set_wait_for_flusher(&mut self, wait: WaitForFlusher) {
+        self.wait_for_flusher = Some(wait);
     }
 
     /// The store itself, for its flusher and readers.
@@ -217,7 +228,16 @@ impl StoreIo {
         if records.is_empty() {
             return;
         }
-        match self.store.merge(records) {
+        let mut result = self.store.merge(records);
+        while let (Err(StoreError::Behind { .. }), Some(wait)) =
+            (&result, &mut self.wait_for_flusher)
+        {
+            if !wait() {
+                break;
+            }
+            result = self.store.merge(records);
+        }
+        match result {
             Ok(merged) => {
                 debug_assert_eq!(merged.len(), tickets.len());
                 let answer = |_: &Merged| MergeResult::Durable;

@@ -11,8 +11,13 @@ static START: OnceLock<Instant> = OnceLock::new();
 pub fn now() -> Now {
     let start = START.get_or_init(Instant::now);
     // A system clock before 1970 reads as 1970; peers then refuse the stamps, which is the right alarm.
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { mono_ns: start.elapsed().as_nanos() as u64, wall_us: wall.as_micros() as u64 }
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Now {
+        mono_ns: start.elapsed().as_nanos() as u64,
+        wall_us: wall.as_micros() as u64,
+    }
 }
 
 /// When monotonic time will read `mono_ns`.

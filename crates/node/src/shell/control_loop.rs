@@ -10,9 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use mds_cluster::control::{AdminError, AdminReply, AdminRequest, Control};
-use mds_cluster::hello::Channel;
-use mds_cluster::ClusterView;
+use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control};
 use mds_types::NodeId;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UdpSocket};
@@ -20,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
 use super::data_loop::AcceptedPeer;
+use super::transport::Channel;
 use super::{clock, transport};
 use crate::wire;
 
@@ -42,7 +41,10 @@ const WRITE_BYTES_MAX: usize = 256 * 1024;
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 
 /// An admin request of another thread, and where its answer goes.
-pub(super) type AdminCall = (AdminRequest, oneshot::Sender<Result<AdminReply, AdminError>>);
+pub(super) type AdminCall = (
+    AdminRequest,
+    oneshot::Sender<Result<AdminReply, AdminError>>,
+);
 
 /// What the control thread is started with.
 pub(super) struct ControlLoopParts {
@@ -66,7 +68,12 @@ pub(super) async fn run(parts: ControlLoopParts) -> std::io::Result<()> {
     let (inbox_tx, inbox) = mpsc::channel(INBOX_MESSAGES_MAX);
     let (datagram_tx, datagrams) = mpsc::channel(DATAGRAMS_MAX);
     spawn_local(datagram_task(udp.clone(), datagrams));
-    spawn_local(accept_task(listener, parts.view.subscribe(), inbox_tx, parts.peers));
+    spawn_local(accept_task(
+        listener,
+        parts.view.subscribe(),
+        inbox_tx,
+        parts.peers,
+    ));
     let control_loop = ControlLoop {
         control: parts.control,
         outboxes: BTreeMap::new(),
@@ -166,7 +173,8 @@ impl ControlLoop {
                 return;
             }
             if let Err(error) = self.control.sync_storage(clock::now().mono_ns) {
-                self.fatal.send_replace(Some(format!("Raft's log cannot be synced: {error}")));
+                self.fatal
+                    .send_replace(Some(format!("Raft's log cannot be synced: {error}")));
                 return;
             }
         }
@@ -179,7 +187,13 @@ impl ControlLoop {
             .is_some_and(|(known, outbox)| *known == addr && !outbox.is_closed());
         if !is_current {
             let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-            spawn_local(send_task(node, addr.clone(), self.view.subscribe(), self.hello.clone(), messages));
+            spawn_local(send_task(
+                node,
+                addr.clone(),
+                self.view.subscribe(),
+                self.hello.clone(),
+                messages,
+            ));
             self.outboxes.insert(node, (addr, outbox));
         }
         if let Some((_, outbox)) = self.outboxes.get(&node) {
@@ -281,7 +295,13 @@ async fn accept_task(
                 Channel::Data => {
                     if let Ok(stream) = accepted.stream.into_std() {
                         let (peer, input) = (accepted.peer, accepted.input);
-                        let _ = peers.send(AcceptedPeer { peer, stream, input }).await;
+                        let _ = peers
+                            .send(AcceptedPeer {
+                                peer,
+                                stream,
+                                input,
+                            })
+                            .await;
                     }
                 }
             }
@@ -291,7 +311,12 @@ async fn accept_task(
 
 /// Takes control messages off one connection.
 async fn receive_task(accepted: transport::Accepted, inbox: mpsc::Sender<Bytes>) {
-    let transport::Accepted { mut stream, mut input, peer, .. } = accepted;
+    let transport::Accepted {
+        mut stream,
+        mut input,
+        peer,
+        ..
+    } = accepted;
     loop {
         match transport::read_frame(&mut stream, &mut input).await {
             Ok(Ok(message)) => {

@@ -179,7 +179,9 @@ impl DataLoop {
                         let _ = caller.send(result);
                     }
                 } else {
-                    self.front.borrow_mut().on_done(now, tag, result, &mut *core);
+                    self.front
+                        .borrow_mut()
+                        .on_done(now, tag, result, &mut *core);
                 }
             }
         }
@@ -209,7 +211,9 @@ impl DataLoop {
         let mut front = self.front.borrow_mut();
         for conn in front.take_dirty() {
             let mut clients = self.clients.borrow_mut();
-            let Some((outlet, backlog)) = clients.get_mut(&conn) else { continue };
+            let Some((outlet, backlog)) = clients.get_mut(&conn) else {
+                continue;
+            };
             if let Some(output) = front.take_output(conn) {
                 if backlog.is_empty() {
                     *backlog = output;
@@ -228,7 +232,9 @@ impl DataLoop {
     }
 
     fn write_link(self: &Rc<Self>, link: LinkId) {
-        let Some(outlet) = self.links.borrow().get(&link).cloned() else { return };
+        let Some(outlet) = self.links.borrow().get(&link).cloned() else {
+            return;
+        };
         if let Some(out) = self.core.borrow_mut().link_output(link) {
             let again = self.clone();
             write_out(&outlet, out, move || again.write_link(link));
@@ -237,7 +243,9 @@ impl DataLoop {
 
     fn write_client(self: &Rc<Self>, conn: u64) {
         let mut clients = self.clients.borrow_mut();
-        let Some((outlet, backlog)) = clients.get_mut(&conn) else { return };
+        let Some((outlet, backlog)) = clients.get_mut(&conn) else {
+            return;
+        };
         let again = self.clone();
         write_out(outlet, backlog, move || again.write_client(conn));
         let mut front = self.front.borrow_mut();
@@ -259,10 +267,16 @@ impl DataLoop {
         mut input: BytesMut,
     ) {
         let outlet = Rc::new(Outlet::new(stream));
-        let link = self.core.borrow_mut().on_link_open(clock::now(), peer, direction);
+        let link = self
+            .core
+            .borrow_mut()
+            .on_link_open(clock::now(), peer, direction);
         self.links.borrow_mut().insert(link, outlet.clone());
         loop {
-            let taken = self.core.borrow_mut().on_link_bytes(clock::now(), link, &mut input);
+            let taken = self
+                .core
+                .borrow_mut()
+                .on_link_bytes(clock::now(), link, &mut input);
             self.schedule_flush();
             if let Err(error) = taken {
                 tracing::warn!(%peer, %error, "closing the connection to a peer");
@@ -284,7 +298,9 @@ impl DataLoop {
             // Every turn that ends an operation changes the count; a turn comes at least every tick.
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        self.core.borrow_mut().stop("this node is shutting down".to_owned());
+        self.core
+            .borrow_mut()
+            .stop("this node is shutting down".to_owned());
         self.end_turn();
         // What the clients' sockets take at once has been written now; say goodbye.
         for (outlet, _) in self.clients.borrow().values() {
@@ -393,7 +409,10 @@ async fn timer_task(shared: Rc<DataLoop>) {
 
 async fn attach_task(shared: Rc<DataLoop>, store: oneshot::Receiver<AttachedStore>) {
     if let Ok(store) = store.await {
-        shared.core.borrow_mut().on_store_open(store.hints_pending.clone());
+        shared
+            .core
+            .borrow_mut()
+            .on_store_open(store.hints_pending.clone());
         *shared.store.borrow_mut() = Some(store);
         shared.schedule_flush();
     }
@@ -413,7 +432,10 @@ async fn call_task(shared: Rc<DataLoop>, mut calls: mpsc::Receiver<Call>) {
     while let Some((request, caller)) = calls.recv().await {
         let id = shared.number();
         shared.calls.borrow_mut().insert(id, caller);
-        let tag = Tag { front: FRONT_HTTP, id };
+        let tag = Tag {
+            front: FRONT_HTTP,
+            id,
+        };
         shared.core.borrow_mut().submit(clock::now(), request, tag);
         shared.schedule_flush();
     }
@@ -452,7 +474,9 @@ async fn dial_task(shared: Rc<DataLoop>, node: NodeId) {
             Ok((stream, input)) => {
                 tracing::info!(peer = %node, "connected to a peer");
                 backoff.reset();
-                shared.serve_link(node, Direction::Dialled, stream, input).await;
+                shared
+                    .serve_link(node, Direction::Dialled, stream, input)
+                    .await;
                 tracing::info!(peer = %node, "connection to a peer ended");
             }
             Err(error) => backoff.note(node, &error),
@@ -468,7 +492,9 @@ async fn peer_task(shared: Rc<DataLoop>, mut peers: mpsc::Receiver<AcceptedPeer>
             Ok(stream) => {
                 spawn_local(async move {
                     let (peer, input) = (accepted.peer, accepted.input);
-                    shared.serve_link(peer, Direction::Accepted, stream, input).await;
+                    shared
+                        .serve_link(peer, Direction::Accepted, stream, input)
+                        .await;
                 });
             }
             Err(error) => tracing::warn!(%error, "an accepted connection is unusable"),
@@ -498,7 +524,10 @@ async fn accept_task(shared: Rc<DataLoop>, listener: TcpListener, clients_max: u
 async fn client_task(shared: Rc<DataLoop>, stream: TcpStream, peer: String) {
     let conn = shared.number();
     let outlet = Rc::new(Outlet::new(stream));
-    shared.clients.borrow_mut().insert(conn, (outlet.clone(), BytesMut::new()));
+    shared
+        .clients
+        .borrow_mut()
+        .insert(conn, (outlet.clone(), BytesMut::new()));
     shared.front.borrow_mut().open(conn, peer);
     let mut input = BytesMut::new();
     while read_more(&outlet, &mut input).await {
@@ -519,7 +548,9 @@ async fn client_task(shared: Rc<DataLoop>, stream: TcpStream, peer: String) {
 impl DataLoop {
     fn take_commands(&self, conn: u64, input: &mut BytesMut) {
         let mut core = self.core.borrow_mut();
-        self.front.borrow_mut().on_bytes(clock::now(), conn, input, &mut *core);
+        self.front
+            .borrow_mut()
+            .on_bytes(clock::now(), conn, input, &mut *core);
         drop(core);
         self.schedule_flush();
     }

@@ -22,8 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
-use mds_cluster::ClusterView;
-use mds_cluster::control::{AdminError, AdminReply, AdminRequest, Control, ControlConfig};
+use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control, ControlConfig};
 use mds_storage::datadir::{self, DataDir, DataDirError, DirLock};
 use mds_storage::disk::RealDisk;
 use mds_storage::hints::{HintLimits, HintStore};
@@ -135,18 +134,22 @@ impl Node {
         let resp = bind_tcp("resp", &config.resp_listen)?;
         let peer = bind_tcp("peer", &config.peer_listen)?;
         let gossip = UdpSocket::bind(&config.peer_listen).map_err(|error| {
-            NodeError::new(format!("cannot listen for gossip on UDP {}", config.peer_listen), error)
+            NodeError::new(
+                format!("cannot listen for gossip on UDP {}", config.peer_listen),
+                error,
+            )
         })?;
+        let incarnation = opened.directory.identity().incarnation;
         let control = Control::open(
             opened.disk.clone(),
-            opened.identity.clone(),
+            opened.directory,
             opened.boot,
             config.control,
             clock::now().mono_ns,
         )
         .map_err(|error| NodeError::new("cannot open the control state", error))?;
         let hello = transport::HelloMaker {
-            incarnation: opened.identity.incarnation,
+            incarnation,
             boot_nonce: control.boot_nonce(),
         };
 
@@ -203,8 +206,22 @@ impl Node {
         };
         let data = spawn_loop("mds-data", move || data_loop::run(data_parts))?;
         let control = spawn_loop("mds-control", move || control_loop::run(control_parts))?;
-        let handle = NodeHandle { calls: calls_tx, admin: admin_tx, view, fatal, stats, reader };
-        Ok(Node { handle, stop, data, control, store, _lock: opened.lock })
+        let handle = NodeHandle {
+            calls: calls_tx,
+            admin: admin_tx,
+            view,
+            fatal,
+            stats,
+            reader,
+        };
+        Ok(Node {
+            handle,
+            stop,
+            data,
+            control,
+            store,
+            _lock: opened.lock,
+        })
     }
 
     /// A handle for other threads.
@@ -214,7 +231,11 @@ impl Node {
 
     /// Whether a thread has ended by itself: the node is of no use any more.
     pub fn has_failed(&self) -> bool {
-        let has_store_ended = self.store.lock().as_ref().is_some_and(JoinHandle::is_finished);
+        let has_store_ended = self
+            .store
+            .lock()
+            .as_ref()
+            .is_some_and(JoinHandle::is_finished);
         self.data.is_finished() || self.control.is_finished() || has_store_ended
     }
 
@@ -256,10 +277,7 @@ impl NodeHandle {
     ///
     /// # Errors
     /// The control part's; `None` when the node is shutting down or too many wait.
-    pub async fn admin(
-        &self,
-        request: AdminRequest,
-    ) -> Option<Result<AdminReply, AdminError>> {
+    pub async fn admin(&self, request: AdminRequest) -> Option<Result<AdminReply, AdminError>> {
         let (caller, answer) = oneshot::channel();
         self.admin.try_send((request, caller)).ok()?;
         answer.await.ok()
@@ -283,7 +301,10 @@ impl NodeHandle {
     /// Counters and gauges, at most a moment old.
     pub fn stats(&self) -> NodeStats {
         let store = self.reader.get().map(StoreReader::stats);
-        NodeStats { core: *self.stats.lock(), store }
+        NodeStats {
+            core: *self.stats.lock(),
+            store,
+        }
     }
 
     /// What this replica holds of each partition. Reads everything: for tests and people, not for
@@ -293,8 +314,14 @@ impl NodeHandle {
     /// In words, when the store fails or the cluster is not born.
     pub fn digests(&self) -> Result<Vec<PartitionDigest>, String> {
         let view = self.view();
-        let config = view.config.as_ref().ok_or("this node is not part of a cluster yet")?;
-        let reader = self.reader.get().ok_or("this node's store is not open yet")?;
+        let config = view
+            .config
+            .as_ref()
+            .ok_or("this node is not part of a cluster yet")?;
+        let reader = self
+            .reader
+            .get()
+            .ok_or("this node's store is not open yet")?;
         let partitions = (0..config.partition_count).map(PartitionId);
         partitions
             .map(|partition| digest(reader, partition).map_err(|error| error.to_string()))
@@ -304,7 +331,7 @@ impl NodeHandle {
 
 struct Opened {
     disk: Arc<dyn Disk>,
-    identity: mds_storage::datadir::Identity,
+    directory: DataDir,
     boot: u64,
     mark: mds_types::Hlc,
     /// Known once the directory has belonged to a born cluster.
@@ -321,13 +348,20 @@ fn open_directory(config: &NodeConfig) -> Result<Opened, NodeError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(root.to_owned()));
     let refuse = |error: DataDirError| NodeError::new(at("cannot use the data directory"), error);
     let fresh = fresh_incarnation().map_err(|error| NodeError::new("no randomness", error))?;
-    let directory =
-        DataDir::open_or_create(disk.clone(), &config.engine, fresh).map_err(refuse)?;
+    let directory = DataDir::open_or_create(disk.clone(), &config.engine, fresh).map_err(refuse)?;
     let boot = directory.next_boot().map_err(refuse)?;
-    let mark = datadir::read_hlc_mark(&*disk).map_err(refuse)?.unwrap_or_default();
+    let mark = datadir::read_hlc_mark(&*disk)
+        .map_err(refuse)?
+        .unwrap_or_default();
     let partition_count = datadir::read_partition_count(&*disk).map_err(refuse)?;
-    let identity = directory.identity().clone();
-    Ok(Opened { disk, identity, boot, mark, partition_count, lock })
+    Ok(Opened {
+        disk,
+        directory,
+        boot,
+        mark,
+        partition_count,
+        lock,
+    })
 }
 
 /// Opens the store and starts its threads: at the start of a node that is part of a cluster, or at the
@@ -349,7 +383,10 @@ impl StoreOpener {
         let at = |what: &str| format!("{what} {}", self.root.display());
         let engine = engine::open(&self.engine, &engine_path(&self.root))
             .map_err(|error| NodeError::new(at("cannot open the engine in"), error))?;
-        let options = StoreOptions { partition_count, ..self.options };
+        let options = StoreOptions {
+            partition_count,
+            ..self.options
+        };
         let store = Store::open(self.disk.clone(), engine, options)
             .map_err(|error| NodeError::new(at("cannot open the store in"), error))?;
         let hints = HintStore::open(self.disk.clone(), self.hints)
@@ -364,7 +401,11 @@ impl StoreOpener {
         // Set once: an opener opens once.
         let _ = self.reader.set(reader.clone());
         // A data thread that has ended already needs no store.
-        let _ = self.attach.send(AttachedStore { reader, batches, hints_pending });
+        let _ = self.attach.send(AttachedStore {
+            reader,
+            batches,
+            hints_pending,
+        });
         Ok(())
     }
 
@@ -374,9 +415,13 @@ impl StoreOpener {
         fatal: watch::Sender<Option<String>>,
     ) -> Result<(), NodeError> {
         let open = move || {
-            let Ok(runtime) = Builder::new_current_thread().build() else { return };
+            let Ok(runtime) = Builder::new_current_thread().build() else {
+                return;
+            };
             let born = runtime.block_on(view.wait_for(|view| view.config.is_some()));
-            let count = born.ok().and_then(|view| view.config.as_ref().map(|c| c.partition_count));
+            let count = born
+                .ok()
+                .and_then(|view| view.config.as_ref().map(|c| c.partition_count));
             // None: the node was stopped before it became part of a cluster.
             let Some(partition_count) = count else { return };
             let opened = datadir::write_partition_count(&*self.disk, partition_count)
@@ -386,8 +431,12 @@ impl StoreOpener {
                 fatal.send_replace(Some(error.to_string()));
             }
         };
-        let spawned = std::thread::Builder::new().name("mds-open".to_owned()).spawn(open);
-        spawned.map(drop).map_err(|error| NodeError::new("cannot start a thread", error))
+        let spawned = std::thread::Builder::new()
+            .name("mds-open".to_owned())
+            .spawn(open);
+        spawned
+            .map(drop)
+            .map_err(|error| NodeError::new("cannot start a thread", error))
     }
 }
 
@@ -402,14 +451,17 @@ fn fresh_incarnation() -> std::io::Result<IncarnationId> {
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let id = IncarnationId(u128::from_le_bytes(bytes));
     // Zero stands for "nobody"; one chance in 2^64 is still not taken.
-    Ok(if id.node_id() == NodeId(0) { IncarnationId(id.0 | 1) } else { id })
+    Ok(if id.node_id() == NodeId(0) {
+        IncarnationId(id.0 | 1)
+    } else {
+        id
+    })
 }
 
 fn bind_tcp(name: &str, addr: &str) -> Result<TcpListener, NodeError> {
     TcpListener::bind(addr).map_err(|error| {
-        let what = format!(
-            "cannot listen on {addr} ({name}_listen): is another process using the port?"
-        );
+        let what =
+            format!("cannot listen on {addr} ({name}_listen): is another process using the port?");
         NodeError::new(what, error)
     })
 }
@@ -420,9 +472,11 @@ where
     F: FnOnce() -> R + Send + 'static,
     R: Future<Output = std::io::Result<()>>,
 {
-    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, make())
-    });
+    let spawned = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            LocalSet::new().block_on(&runtime, make())
+        });
     spawned.map_err(|error| NodeError::new("cannot start a thread", error))
 }

@@ -5,9 +5,9 @@
 //! goes at once; under load, batches grow by themselves.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mds_storage::store::{Flusher, StoreError};
 use parking_lot::Mutex;
@@ -51,19 +51,29 @@ pub(super) fn spawn(
     done: Arc<DoneQueue>,
 ) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
     let (poke, pokes) = std::sync::mpsc::sync_channel(1);
-    let (flushed_tx, flushed) = std::sync::mpsc::channel();
+    let (flushed_tx, flushed) = std::sync::mpsc::sync_channel(1);
     let flush_done = done.clone();
     let flush_thread = std::thread::Builder::new()
         .name("mds-flush".to_owned())
         .spawn(move || flush_loop(&flusher, &pokes, &flushed_tx, &flush_done))?;
-    std::thread::Builder::new().name("mds-store".to_owned()).spawn(move || {
-        let io = merge_loop(io, &batches, &done, &poke, &flushed);
-        drop(poke);
-        if flush_thread.join().is_err() {
-            tracing::error!("the flusher panicked");
-        }
-        io.close()
-    })
+    std::thread::Builder::new()
+        .name("mds-store".to_owned())
+        .spawn(move || {
+            let waiting_poke = poke.clone();
+            let mut io = io;
+            io.set_wait_for_flusher(Box::new(move || {
+                poke_flusher(&waiting_poke);
+                flushed.recv_timeout(FLUSH_WAIT_MAX).is_ok()
+            }));
+            let mut io = merge_loop(io, &batches, &done, &poke);
+            // Both ends of the flusher's bell go, and with them the flusher.
+            io.set_wait_for_flusher(Box::new(|| false));
+            drop(poke);
+            if flush_thread.join().is_err() {
+                tracing::error!("the flusher panicked");
+            }
+            io.close()
+        })
 }
 
 fn merge_loop(
@@ -71,7 +81,6 @@ fn merge_loop(
     batches: &Receiver<StoreBatch>,
     done: &DoneQueue,
     poke: &SyncSender<()>,
-    flushed: &Receiver<()>,
 ) -> StoreIo {
     let idle = Duration::from_millis(HINT_SYNC_EVERY_MS);
     loop {
@@ -80,7 +89,11 @@ fn merge_loop(
             // Nothing to do but what has become due meanwhile.
             Err(RecvTimeoutError::Timeout) => {
                 let now = clock::now();
-                StoreBatch { wall_ms: now.wall_ms(), mono_ns: now.mono_ns, ..Default::default() }
+                StoreBatch {
+                    wall_ms: now.wall_ms(),
+                    mono_ns: now.mono_ns,
+                    ..Default::default()
+                }
             }
             Err(RecvTimeoutError::Disconnected) => return io,
         };
@@ -88,9 +101,6 @@ fn merge_loop(
             && let Ok(later) = batches.try_recv()
         {
             batch.append(later);
-        }
-        if !batch.merges.is_empty() {
-            wait_for_room(&mut io, poke, flushed);
         }
         let is_idle = batch.is_empty();
         let finished = io.execute(batch);
@@ -103,15 +113,6 @@ fn merge_loop(
     }
 }
 
-/// Back-pressure: while too many tables wait to be flushed, writes wait here, within a bound.
-fn wait_for_room(io: &mut StoreIo, poke: &SyncSender<()>, flushed: &Receiver<()>) {
-    let began = Instant::now();
-    while io.store().is_behind() && began.elapsed() < FLUSH_WAIT_MAX {
-        poke_flusher(poke);
-        let _ = flushed.recv_timeout(FLUSH_WAIT_MAX.saturating_sub(began.elapsed()));
-    }
-}
-
 fn poke_flusher(poke: &SyncSender<()>) {
     match poke.try_send(()) {
         // Full: it has been poked already and will look again.
@@ -120,16 +121,12 @@ fn poke_flusher(poke: &SyncSender<()>) {
     }
 }
 
-fn flush_loop(
-    flusher: &Flusher,
-    pokes: &Receiver<()>,
-    flushed: &Sender<()>,
-    done: &DoneQueue,
-) {
+fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>, done: &DoneQueue) {
     loop {
         match flusher.work() {
             Ok(true) => {
-                let _ = flushed.send(());
+                // Full: whoever waits will see the earlier one.
+                let _ = flushed.try_send(());
             }
             Ok(false) => match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -138,7 +135,10 @@ fn flush_loop(
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));
                 tracing::error!(%error, "flushing failed: this node stops serving");
-                return done.push(StoreDone { failed, ..StoreDone::default() });
+                return done.push(StoreDone {
+                    failed,
+                    ..StoreDone::default()
+                });
             }
         }
     }

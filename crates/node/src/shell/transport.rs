@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use mds_cluster::hello::{Channel, Hello, check_hello};
-use mds_cluster::ClusterView;
+use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
+use mds_cluster::{ClusterView, HelloRefusal};
 use mds_types::{ClusterConfig, IncarnationId, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,6 +23,17 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a refusal's reason, at most.
 const REASON_BYTES_MAX: usize = 512;
+
+/// What a connection between nodes is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Channel {
+    /// Requests to replicas, and their answers.
+    Data = 1,
+    /// Raft and control messages, one way. Each message is checked by itself, so that a node that is not
+    /// part of the cluster yet can be invited.
+    Control = 2,
+}
 
 /// First byte of the answer to a hello.
 const WELCOME: u8 = 1;
@@ -53,8 +64,8 @@ pub(super) struct HelloMaker {
 impl HelloMaker {
     pub(super) fn hello(&self, view: &ClusterView, to: NodeId, channel: Channel) -> Hello {
         Hello {
-            protocol: mds_cluster::hello::PROTOCOL,
-            channel,
+            protocol: PROTOCOL_VERSION,
+            channel: channel as u8,
             cluster: view.cluster,
             from: view.me,
             incarnation: self.incarnation,
@@ -102,7 +113,10 @@ pub(super) async fn dial(
     maker: &HelloMaker,
     node: NodeId,
 ) -> Result<(TcpStream, BytesMut), DialError> {
-    let addr = view.info(node).map(|info| info.peer_addr.clone()).ok_or(DialError::NoAddress)?;
+    let addr = view
+        .info(node)
+        .map(|info| info.peer_addr.clone())
+        .ok_or(DialError::NoAddress)?;
     let hello = maker.hello(view, node, Channel::Data);
     connect(addr, &hello).await
 }
@@ -113,7 +127,10 @@ pub(super) async fn connect(
     hello: &Hello,
 ) -> Result<(TcpStream, BytesMut), DialError> {
     let shake = async {
-        let io = |error| DialError::Io { addr: addr.clone(), error };
+        let io = |error| DialError::Io {
+            addr: addr.clone(),
+            error,
+        };
         let mut stream = TcpStream::connect(&addr).await.map_err(io)?;
         stream.set_nodelay(true).map_err(io)?;
         let mut out = BytesMut::new();
@@ -123,14 +140,23 @@ pub(super) async fn connect(
         let answer = read_frame(&mut stream, &mut input)
             .await
             .map_err(io)?
-            .map_err(|error| DialError::Wire { addr: addr.clone(), error })?;
+            .map_err(|error| DialError::Wire {
+                addr: addr.clone(),
+                error,
+            })?;
         match answer.split_first() {
             Some((&WELCOME, _)) => Ok((stream, input)),
             Some((_, reason)) => {
                 let reason = String::from_utf8_lossy(reason).into_owned();
-                Err(DialError::Refused { addr: addr.clone(), reason })
+                Err(DialError::Refused {
+                    addr: addr.clone(),
+                    reason,
+                })
             }
-            None => Err(DialError::Wire { addr: addr.clone(), error: WireError::Length(0) }),
+            None => Err(DialError::Wire {
+                addr: addr.clone(),
+                error: WireError::Length(0),
+            }),
         }
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, shake).await {
@@ -150,7 +176,10 @@ pub(super) struct Accepted {
 
 /// Takes the hello of an accepted connection and answers it. `None`: turned away, or no node at all.
 pub(super) async fn accept(mut stream: TcpStream, view: Arc<ClusterView>) -> Option<Accepted> {
-    let from = stream.peer_addr().map(|addr| addr.to_string()).unwrap_or_default();
+    let from = stream
+        .peer_addr()
+        .map(|addr| addr.to_string())
+        .unwrap_or_default();
     let shake = async {
         stream.set_nodelay(true).ok()?;
         let mut input = BytesMut::new();
@@ -161,31 +190,49 @@ pub(super) async fn accept(mut stream: TcpStream, view: Arc<ClusterView>) -> Opt
                 return None;
             }
         };
-        let checked = Hello::decode(&frame).map_err(|error| error.to_string()).and_then(|hello| {
-            check_hello(&view, &hello).map_err(|refusal| refusal.to_string())?;
-            Ok(hello)
-        });
+        let checked = check(&view, &frame);
         let mut answer = Vec::new();
         match &checked {
             Ok(_) => answer.push(WELCOME),
-            Err(reason) => {
+            Err(refusal) => {
                 answer.push(REFUSED);
-                answer.extend(reason.bytes().take(REASON_BYTES_MAX));
+                answer.extend(refusal.to_string().bytes().take(REASON_BYTES_MAX));
             }
         }
         let mut out = BytesMut::new();
         wire::encode_frame(&answer, &mut out);
         stream.write_all(&out).await.ok()?;
         match checked {
-            Ok(hello) => Some((hello.channel, hello.from, input)),
+            Ok((channel, peer)) => Some((channel, peer, input)),
             Err(reason) => {
                 tracing::info!(%from, %reason, "turned a connection away");
                 None
             }
         }
     };
-    let (channel, peer, input) = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake).await.ok()??;
-    Some(Accepted { channel, peer, stream, input })
+    let (channel, peer, input) = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake)
+        .await
+        .ok()??;
+    Some(Accepted {
+        channel,
+        peer,
+        stream,
+        input,
+    })
+}
+
+/// Whether a hello is good enough for the channel it asks for.
+fn check(view: &ClusterView, frame: &[u8]) -> Result<(Channel, NodeId), HelloRefusal> {
+    let hello = Hello::decode(frame)?;
+    let channel = match hello.channel {
+        c if c == Channel::Data as u8 => Channel::Data,
+        c if c == Channel::Control as u8 => Channel::Control,
+        _ => return Err(HelloRefusal::Malformed),
+    };
+    if channel == Channel::Data {
+        check_hello(view, &hello)?;
+    }
+    Ok((channel, hello.from))
 }
 
 /// Reads one frame. The outer error is the socket's, the inner one says that the bytes are no frame.
@@ -229,11 +276,16 @@ impl Resolver {
             return *known;
         }
         let looked_up = tokio::time::timeout(Duration::from_secs(1), tokio::net::lookup_host(addr));
-        let found = looked_up.await.ok().and_then(Result::ok).and_then(|mut found| found.next());
+        let found = looked_up
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .and_then(|mut found| found.next());
         if self.known.len() >= Self::KNOWN_MAX {
             self.known.clear();
         }
-        self.known.insert(addr.to_owned(), (found, std::time::Instant::now()));
+        self.known
+            .insert(addr.to_owned(), (found, std::time::Instant::now()));
         found
     }
 }
