@@ -161,11 +161,15 @@ impl Exec {
 
     /// Sets the clock (it never goes back), fires due timers and polls until no task is ready.
     pub fn turn(self: &Arc<Self>, now_ns: u64) {
-        self.clock.now_ns.fetch_max(to_signed(now_ns), Ordering::AcqRel);
+        self.clock
+            .now_ns
+            .fetch_max(to_signed(now_ns), Ordering::AcqRel);
         self.enter(|| {
             self.fire_timers();
             for _ in 0..TURN_POLLS_MAX {
-                let Some(id) = lock(&self.ready.ids).pop_front() else { return };
+                let Some(id) = lock(&self.ready.ids).pop_front() else {
+                    return;
+                };
                 self.poll_task(id);
             }
         });
@@ -178,7 +182,10 @@ impl Exec {
             return Some(to_unsigned(self.clock.now_ns()));
         }
         let timers = lock(&self.clock.timers);
-        timers.keys().next().map(|(deadline_ns, _)| to_unsigned(*deadline_ns))
+        timers
+            .keys()
+            .next()
+            .map(|(deadline_ns, _)| to_unsigned(*deadline_ns))
     }
 
     /// Drops every task, in the order they were spawned, and refuses new ones.
@@ -219,7 +226,14 @@ impl Exec {
         });
         let waker = Waker::from(wake.clone());
         let future: Task = Box::pin(future);
-        tasks.live.insert(id, Entry { future: Some(future), waker: waker.clone(), wake });
+        tasks.live.insert(
+            id,
+            Entry {
+                future: Some(future),
+                waker: waker.clone(),
+                wake,
+            },
+        );
         drop(tasks);
         waker.wake();
     }
@@ -265,10 +279,14 @@ impl Exec {
     fn poll_task(&self, id: u64) {
         let (mut future, waker) = {
             let mut tasks = lock(&self.tasks);
-            let Some(entry) = tasks.live.get_mut(&id) else { return };
+            let Some(entry) = tasks.live.get_mut(&id) else {
+                return;
+            };
             // Cleared before the poll: a wake from within it queues the task again.
             entry.wake.queued.store(false, Ordering::Release);
-            let Some(future) = entry.future.take() else { return };
+            let Some(future) = entry.future.take() else {
+                return;
+            };
             (future, entry.waker.clone())
         };
         let mut context = Context::from_waker(&waker);
@@ -344,7 +362,11 @@ mod tests {
                 }));
             }
         });
-        assert_eq!(exec.next_deadline(), Some(100), "three tasks wait for their first poll");
+        assert_eq!(
+            exec.next_deadline(),
+            Some(100),
+            "three tasks wait for their first poll"
+        );
         exec.turn(100);
         assert_eq!(exec.next_deadline(), Some(120));
         exec.turn(119);
@@ -380,7 +402,11 @@ mod tests {
         exec.kill();
         exec.turn(5_000_000_000);
         assert_eq!(*lock(&journal), [(1, 0), (2, 0), (3, 0)]);
-        assert_eq!(Arc::strong_count(&exec), 1, "a dead executor is held by nobody else");
+        assert_eq!(
+            Arc::strong_count(&exec),
+            1,
+            "a dead executor is held by nobody else"
+        );
     }
 
     #[test]

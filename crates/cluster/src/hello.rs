@@ -134,7 +134,10 @@ impl Hello {
         }
         let protocol = u16::from_le_bytes([bytes[4], bytes[5]]);
         if protocol != PROTOCOL_VERSION {
-            return Err(HelloRefusal::Protocol { theirs: protocol, ours: PROTOCOL_VERSION });
+            return Err(HelloRefusal::Protocol {
+                theirs: protocol,
+                ours: PROTOCOL_VERSION,
+            });
         }
         if bytes.len() != HELLO_BYTES {
             return Err(HelloRefusal::Malformed);
@@ -172,15 +175,23 @@ fn u128_at(bytes: &[u8], at: usize) -> u128 {
 pub fn check_hello(view: &ClusterView, hello: &Hello) -> Result<(), HelloRefusal> {
     if hello.protocol != PROTOCOL_VERSION {
         let theirs = hello.protocol;
-        return Err(HelloRefusal::Protocol { theirs, ours: PROTOCOL_VERSION });
+        return Err(HelloRefusal::Protocol {
+            theirs,
+            ours: PROTOCOL_VERSION,
+        });
     }
-    let Some(config) = &view.config else { return Err(HelloRefusal::NotReady) };
+    let Some(config) = &view.config else {
+        return Err(HelloRefusal::NotReady);
+    };
     let (from, theirs, ours) = (hello.from, hello.cluster, view.cluster);
     if theirs != ours || ours.is_none() {
         return Err(HelloRefusal::Cluster { from, theirs, ours });
     }
     if hello.to != view.me {
-        return Err(HelloRefusal::NotMe { meant: hello.to, me: view.me });
+        return Err(HelloRefusal::NotMe {
+            meant: hello.to,
+            me: view.me,
+        });
     }
     let Some(member) = view.members.get(&from) else {
         return Err(HelloRefusal::NotAMember(from));
@@ -243,24 +254,78 @@ mod tests {
         let view = view();
         let good = hello();
         assert_eq!(check_hello(&view, &good), Ok(()));
-        let later = Hello { boot: 6, nonce: 66, ..good };
-        assert_eq!(check_hello(&view, &later), Ok(()), "its announcement is still on the way");
+        let later = Hello {
+            boot: 6,
+            nonce: 66,
+            ..good
+        };
+        assert_eq!(
+            check_hello(&view, &later),
+            Ok(()),
+            "its announcement is still on the way"
+        );
         let (theirs, ours) = (ClusterId(8), ClusterId(7));
         for (bad, refusal) in [
-            (Hello { protocol: 9, ..good }, HelloRefusal::Protocol { theirs: 9, ours: 1 }),
             (
-                Hello { cluster: theirs, ..good },
-                HelloRefusal::Cluster { from: OTHER, theirs, ours },
+                Hello {
+                    protocol: 9,
+                    ..good
+                },
+                HelloRefusal::Protocol { theirs: 9, ours: 1 },
             ),
-            (Hello { to: OTHER, ..good }, HelloRefusal::NotMe { meant: OTHER, me: ME }),
-            (Hello { from: NodeId(3), ..good }, HelloRefusal::NotAMember(NodeId(3))),
             (
-                Hello { incarnation: IncarnationId(3), ..good },
+                Hello {
+                    cluster: theirs,
+                    ..good
+                },
+                HelloRefusal::Cluster {
+                    from: OTHER,
+                    theirs,
+                    ours,
+                },
+            ),
+            (
+                Hello { to: OTHER, ..good },
+                HelloRefusal::NotMe {
+                    meant: OTHER,
+                    me: ME,
+                },
+            ),
+            (
+                Hello {
+                    from: NodeId(3),
+                    ..good
+                },
+                HelloRefusal::NotAMember(NodeId(3)),
+            ),
+            (
+                Hello {
+                    incarnation: IncarnationId(3),
+                    ..good
+                },
                 HelloRefusal::Incarnation(OTHER),
             ),
-            (Hello { boot: 4, ..good }, HelloRefusal::Superseded { from: OTHER, boot: 4 }),
-            (Hello { nonce: 56, ..good }, HelloRefusal::Superseded { from: OTHER, boot: 5 }),
-            (Hello { fingerprint: 0, ..good }, HelloRefusal::Fingerprint(OTHER)),
+            (
+                Hello { boot: 4, ..good },
+                HelloRefusal::Superseded {
+                    from: OTHER,
+                    boot: 4,
+                },
+            ),
+            (
+                Hello { nonce: 56, ..good },
+                HelloRefusal::Superseded {
+                    from: OTHER,
+                    boot: 5,
+                },
+            ),
+            (
+                Hello {
+                    fingerprint: 0,
+                    ..good
+                },
+                HelloRefusal::Fingerprint(OTHER),
+            ),
         ] {
             assert_eq!(check_hello(&view, &bad), Err(refusal));
         }

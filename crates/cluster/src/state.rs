@@ -77,7 +77,9 @@ pub enum Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Command::Born { cluster, members, .. } => {
+            Command::Born {
+                cluster, members, ..
+            } => {
                 write!(f, "born {cluster} with {} members", members.len())
             }
             Command::AddMember { member } => {
@@ -132,12 +134,20 @@ impl ClusterState {
     /// Carries a command out.
     pub fn apply(&mut self, command: &Command) -> Response {
         match command {
-            Command::Born { cluster, config, members } => self.born(*cluster, config, members),
+            Command::Born {
+                cluster,
+                config,
+                members,
+            } => self.born(*cluster, config, members),
             _ if self.cluster.is_none() => {
                 Response::NotYet("the cluster has not been formed yet".to_owned())
             }
             Command::AddMember { member } => self.add_member(member),
-            Command::Announce { member, boot, nonce } => self.announce(member, *boot, *nonce),
+            Command::Announce {
+                member,
+                boot,
+                nonce,
+            } => self.announce(member, *boot, *nonce),
             Command::AdvanceEpoch { to } => self.advance_epoch(*to),
         }
     }
@@ -162,14 +172,22 @@ impl ClusterState {
         self.epoch = FIRST_EPOCH;
         self.members = members
             .iter()
-            .map(|member| (member.incarnation.node_id(), not_started(member, MemberStage::Active)))
+            .map(|member| {
+                (
+                    member.incarnation.node_id(),
+                    not_started(member, MemberStage::Active),
+                )
+            })
             .collect();
         let ring = self.members.iter().map(|(node, member)| TopologyMember {
             node: *node,
             zone: member.info.zone.clone(),
             weight: member.info.weight,
         });
-        self.topology = Topology { version: TopologyVersion(1), members: ring.collect() };
+        self.topology = Topology {
+            version: TopologyVersion(1),
+            members: ring.collect(),
+        };
         Response::Done
     }
 
@@ -184,7 +202,8 @@ impl ClusterState {
         if let Err(reason) = check_info(&member.info) {
             return Response::Refused(reason);
         }
-        self.members.insert(node, not_started(member, MemberStage::Waiting));
+        self.members
+            .insert(node, not_started(member, MemberStage::Waiting));
         Response::Done
     }
 
@@ -285,12 +304,16 @@ fn check_birth(
     if members.is_empty() || members.len() > MEMBERS_MAX {
         return Err(format!("a cluster is born with 1 to {MEMBERS_MAX} members"));
     }
-    let nodes: std::collections::BTreeSet<NodeId> =
-        members.iter().map(|member| member.incarnation.node_id()).collect();
+    let nodes: std::collections::BTreeSet<NodeId> = members
+        .iter()
+        .map(|member| member.incarnation.node_id())
+        .collect();
     if nodes.len() != members.len() || nodes.contains(&NodeId(0)) {
         return Err("the first members are not distinct nodes".to_owned());
     }
-    members.iter().try_for_each(|member| check_info(&member.info))
+    members
+        .iter()
+        .try_for_each(|member| check_info(&member.info))
 }
 
 /// Whether a node's words about itself are short enough to be kept by everybody.
@@ -327,8 +350,15 @@ mod tests {
     }
 
     fn member(n: u128) -> NewMember {
-        let info = MemberInfo { name: format!("node-{n}"), weight: 100, ..MemberInfo::default() };
-        NewMember { incarnation: directory(n), info }
+        let info = MemberInfo {
+            name: format!("node-{n}"),
+            weight: 100,
+            ..MemberInfo::default()
+        };
+        NewMember {
+            incarnation: directory(n),
+            info,
+        }
     }
 
     fn born(cluster: u128, members: impl IntoIterator<Item = u128>) -> Command {
@@ -340,7 +370,11 @@ mod tests {
     }
 
     fn announce(n: u128, boot: u64, nonce: u64) -> Command {
-        Command::Announce { member: member(n), boot, nonce }
+        Command::Announce {
+            member: member(n),
+            boot,
+            nonce,
+        }
     }
 
     /// One line per command: what it was, what it came to, what then stands.
@@ -354,10 +388,16 @@ mod tests {
                 Response::Refused(reason) => format!("refused: {reason}"),
             };
             let members = state.members.iter().map(|(node, member)| {
-                format!("{}:{}/{}{}", node.0, member.boot, member.boot_nonce, match member.stage {
-                    MemberStage::Active => "a",
-                    MemberStage::Waiting => "w",
-                })
+                format!(
+                    "{}:{}/{}{}",
+                    node.0,
+                    member.boot,
+                    member.boot_nonce,
+                    match member.stage {
+                        MemberStage::Active => "a",
+                        MemberStage::Waiting => "w",
+                    }
+                )
             });
             let members = members.collect::<Vec<_>>().join(" ");
             script += &format!(
@@ -417,28 +457,60 @@ mod tests {
     fn the_ring_is_formed_of_the_first_members_in_order() {
         let mut state = ClusterState::default();
         assert_eq!(state.apply(&born(0xc, [5, 2, 9])), Response::Done);
-        let ring: Vec<u64> = state.topology.members.iter().map(|member| member.node.0).collect();
+        let ring: Vec<u64> = state
+            .topology
+            .members
+            .iter()
+            .map(|member| member.node.0)
+            .collect();
         assert_eq!(ring, [2, 5, 9]);
-        assert_eq!(state.apply(&Command::AddMember { member: member(7) }), Response::Done);
-        assert_eq!(state.topology.members.len(), 3, "a joiner does not move data");
+        assert_eq!(
+            state.apply(&Command::AddMember { member: member(7) }),
+            Response::Done
+        );
+        assert_eq!(
+            state.topology.members.len(),
+            3,
+            "a joiner does not move data"
+        );
     }
 
     #[test]
     fn impossible_births_change_nothing() {
-        let long = MemberInfo { zone: "z".repeat(129), ..MemberInfo::default() };
-        let too_long = NewMember { incarnation: directory(1), info: long };
-        let bad_config = ClusterConfig { replicas: 0, ..ClusterConfig::default() };
+        let long = MemberInfo {
+            zone: "z".repeat(129),
+            ..MemberInfo::default()
+        };
+        let too_long = NewMember {
+            incarnation: directory(1),
+            info: long,
+        };
+        let bad_config = ClusterConfig {
+            replicas: 0,
+            ..ClusterConfig::default()
+        };
         let (cluster, config) = (ClusterId(1), ClusterConfig::default());
         for command in [
             born(0, [1]),
             born(1, []),
             born(1, [1, 1]),
             born(1, [0]),
-            Command::Born { cluster, config: bad_config, members: vec![member(1)] },
-            Command::Born { cluster, config, members: vec![too_long] },
+            Command::Born {
+                cluster,
+                config: bad_config,
+                members: vec![member(1)],
+            },
+            Command::Born {
+                cluster,
+                config,
+                members: vec![too_long],
+            },
         ] {
             let mut state = ClusterState::default();
-            assert!(matches!(state.apply(&command), Response::Refused(_)), "{command:?}");
+            assert!(
+                matches!(state.apply(&command), Response::Refused(_)),
+                "{command:?}"
+            );
             assert_eq!(state, ClusterState::default());
         }
     }

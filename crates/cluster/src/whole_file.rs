@@ -55,9 +55,10 @@ pub(crate) fn read(disk: &dyn Disk, dir: &str, name: &str) -> io::Result<Option<
             disk.sync_dir(dir)?;
             Ok(Some(payload))
         }
-        Err(what) => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path} is damaged: {what}")))
-        }
+        Err(what) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{path} is damaged: {what}"),
+        )),
     }
 }
 
@@ -66,7 +67,10 @@ fn checked_payload(bytes: &[u8]) -> Result<&[u8], String> {
         return Err("it does not begin as it should".to_owned());
     }
     if bytes[4] != FORMAT_1 {
-        return Err(format!("format {} is unknown: was it written by a newer version?", bytes[4]));
+        return Err(format!(
+            "format {} is unknown: was it written by a newer version?",
+            bytes[4]
+        ));
     }
     let (header, payload) = bytes.split_at(HEADER_BYTES);
     if header[5..] != xxh3_64(payload).to_le_bytes() {

@@ -47,6 +47,8 @@ pub(crate) enum Body {
     Proposed { id: u64, outcome: Proposed },
     /// Your start is over, as far as I know: have yourself judged.
     SupersededStart,
+    /// This start of yours lacks an entry that your node had acknowledged to me.
+    LogReverted { boot: u64, nonce: u64, index: u64 },
 }
 
 /// The answer to a proposal.
@@ -74,15 +76,23 @@ pub(crate) struct BirthPlan {
 
 impl BirthPlan {
     pub(crate) fn includes(&self, node: NodeId) -> bool {
-        self.members.iter().any(|member| member.incarnation.node_id() == node)
+        self.members
+            .iter()
+            .any(|member| member.incarnation.node_id() == node)
     }
 
     pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        self.members.iter().map(|member| member.incarnation.node_id()).collect()
+        self.members
+            .iter()
+            .map(|member| member.incarnation.node_id())
+            .collect()
     }
 
     pub(crate) fn peer_addr(&self, node: NodeId) -> Option<&str> {
-        let member = self.members.iter().find(|member| member.incarnation.node_id() == node)?;
+        let member = self
+            .members
+            .iter()
+            .find(|member| member.incarnation.node_id() == node)?;
         Some(&member.info.peer_addr)
     }
 }
@@ -122,11 +132,16 @@ mod tests {
             from_nonce: 3,
             reply_addr: "host:1".to_owned(),
             to: NodeId(4),
-            body: Body::Invited { cluster: ClusterId(7) },
+            body: Body::Invited {
+                cluster: ClusterId(7),
+            },
         };
         let bytes = envelope.encode().unwrap();
         let read = Envelope::decode(&bytes).unwrap();
-        assert_eq!((read.from, read.to, read.from_boot), (NodeId(1), NodeId(4), 2));
+        assert_eq!(
+            (read.from, read.to, read.from_boot),
+            (NodeId(1), NodeId(4), 2)
+        );
         assert!(matches!(read.body, Body::Invited { cluster } if cluster == ClusterId(7)));
         assert!(Envelope::decode(&bytes[..bytes.len() - 1]).is_none());
         assert!(Envelope::decode(&[&bytes[..], b"x"].concat()).is_none());

@@ -14,11 +14,11 @@
 //! Frame kind 0 does not exist: zeroes are never a frame.
 //!
 //! **What a bad frame means** ([`End`]). Appends reach the disk in order, so a crash leaves whole
-//! frames and at most one cut-off end: a bad frame with *no* valid one behind it is a **torn** tail,
-//! and legal where something was being written. A bad frame with a valid one behind it is damage to
-//! what had been written before: **corrupt**, never to be skipped. (The rule of most write-ahead
-//! logs; see Pillai et al., *All File Systems Are Not Created Equal*, OSDI 2014, for why guessing
-//! more is unwise.)
+//! frames and at most one cut-off end: a bad frame with *no* valid one behind it is a **torn**
+//! tail, and legal where something was being written. A bad frame with a valid one behind it is
+//! damage to what had been written before: **corrupt**, never to be skipped. (The rule of most
+//! write-ahead logs; see Pillai et al., *All File Systems Are Not Created Equal*, OSDI 2014, for
+//! why guessing more is unwise.)
 //!
 //! What it does not do: tell rot in the very last frame from a torn tail. No log can.
 

@@ -81,7 +81,8 @@ pub(crate) fn write_whole(
     };
     attempt().map_err(|error| {
         if is_full(&error) {
-            // Leaves no half file to fill the disk; if this fails, start-up or the next try does it.
+            // Leaves no half file to fill the disk; if this fails, start-up or the next try does
+            // it.
             let _ = disk.remove(&temporary);
         }
         StoreError::io(format!("write {path}"), error)
@@ -114,9 +115,9 @@ impl SegmentWriter {
 
     /// Replaces the segment by these bytes, its own header and frames, durably.
     ///
-    /// Reading bytes back does not prove that they are on disk: after a sync that failed, the system
-    /// may go on showing them and forget to write them. So the end of the newest segment is trusted
-    /// only when written afresh.
+    /// Reading bytes back does not prove that they are on disk: after a sync that failed, the
+    /// system may go on showing them and forget to write them. So the end of the newest segment is
+    /// trusted only when written afresh.
     pub(crate) fn write(
         disk: &dyn Disk,
         header: &FileHeader,

@@ -1,5 +1,5 @@
-//! Epoch run files: `runs/EPOCH-SEGMENT.run`, the index rows that one flushed segment leaves for one
-//! epoch.
+//! Epoch run files: `runs/EPOCH-SEGMENT.run`, the index rows that one flushed segment leaves for
+//! one epoch.
 //!
 //! A row says that a version of a key was written in an epoch; rows are sorted by (partition,
 //! bucket, key), one for each key: the greatest version. An epoch's run files, with the rows that
@@ -11,9 +11,9 @@
 //!
 //! # Format
 //!
-//! Framed (see [`crate::frame`]): a META frame, ROWS frames of about 64 KiB, a FOOTER frame that says
-//! where each ROWS frame begins and with which place, and a TRAILER frame of fixed length that says
-//! where the footer is, so that one partition or bucket is read without the rest.
+//! Framed (see [`crate::frame`]): a META frame, ROWS frames of about 64 KiB, a FOOTER frame that
+//! says where each ROWS frame begins and with which place, and a TRAILER frame of fixed length that
+//! says where the footer is, so that one partition or bucket is read without the rest.
 //!
 //! ```text
 //! META     epoch 8 | partition count 2 | bucket count 2 | commits 1
@@ -42,8 +42,8 @@ pub(crate) const RUNS_DIR: &str = "runs";
 
 const SUFFIX: &str = ".run";
 
-/// Epochs this far behind the current one take no client writes any more, so that their index may be
-/// dropped when there is too much of it.
+/// Epochs this far behind the current one take no client writes any more, so that their index may
+/// be dropped when there is too much of it.
 const CLOSED_BEHIND: u64 = 2;
 
 /// One row of the epoch index: this version of this key was written.

@@ -18,9 +18,9 @@
 //! 4. Flush order (see [`flush`](Flusher)): segments reach the engine strictly in order, each
 //!    committed and deleted before the next is handed over, because the engine keeps what arrives
 //!    last and not what is newest.
-//! 5. After a failed write or sync nobody knows what is on disk: the store is *poisoned*, it answers
-//!    nothing more. A full disk is refused gracefully ([`StoreError::Full`]) as long as the part that
-//!    was appended can be cut off again.
+//! 5. After a failed write or sync nobody knows what is on disk: the store is *poisoned*, it
+//!    answers nothing more. A full disk is refused gracefully ([`StoreError::Full`]) as long as the
+//!    part that was appended can be cut off again.
 //!
 //! What it does not do: decide whether a record may still come in (epoch fence, watermark), or
 //! collect tombstones. Those ask first, and come through the door.
@@ -50,9 +50,12 @@ pub use self::reader::{Lookup, StoreReader};
 pub use self::shared::StoreStats;
 pub use crate::error::StoreError;
 
-/// Default bound on a log segment, bytes: beyond it the next batch starts a new one. Memory is about
-/// (frozen tables + 2) times this; the replay of a full one takes about a tenth of a second.
+/// Default bound on a log segment, bytes: beyond it the next batch starts a new one. Memory is
+/// about (frozen tables + 2) times this; the replay of a full one takes about a tenth of a second.
 pub const SEGMENT_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// No segment is asked to be larger than this, bytes, whatever the options say.
+const SEGMENT_BYTES_CEILING: usize = 1024 * 1024 * 1024;
 
 /// Default bound on tables that wait to be flushed; beyond it merges are refused as
 /// [`StoreError::Behind`].
@@ -72,8 +75,8 @@ pub const BUCKET_COUNT: u16 = 64;
 pub enum FsyncPolicy {
     /// Before a merge returns: it survives a loss of power.
     Always,
-    /// By [`Store::tick`], this many milliseconds after the last sync: a loss of power costs at most
-    /// what was merged since. A crash of the process costs nothing.
+    /// By [`Store::tick`], this many milliseconds after the last sync: a loss of power costs at
+    /// most what was merged since. A crash of the process costs nothing.
     Interval {
         /// Milliseconds between syncs.
         ms: u64,
@@ -125,8 +128,10 @@ impl Default for StoreOptions {
 impl StoreOptions {
     /// The nearest options that make sense.
     fn sane(mut self) -> StoreOptions {
-        self.partition_count = self.partition_count.clamp(1, SLOT_COUNT);
+        let partition_count = self.partition_count.clamp(1, SLOT_COUNT);
+        self.partition_count = partition_count.next_power_of_two();
         self.bucket_count = self.bucket_count.max(1);
+        self.segment_bytes_max = self.segment_bytes_max.min(SEGMENT_BYTES_CEILING);
         self.frozen_tables_max = self.frozen_tables_max.max(1);
         self.value_bytes_max = self.value_bytes_max.min(VALUE_BYTES_MAX);
         self
@@ -174,8 +179,8 @@ impl Store {
     /// # Errors
     /// After an error nothing of the batch is visible. [`StoreError::Full`] and
     /// [`StoreError::Behind`]: try again later. [`StoreError::Limit`]: a record is too large. A
-    /// failed read of the engine refuses the batch only. Else the store is poisoned, and part of the
-    /// batch may be found after a restart.
+    /// failed or damaged read of the engine refuses the batch only. Else the store is poisoned, and
+    /// part of the batch may be found after a restart.
     pub fn merge(&mut self, records: &[Record]) -> Result<Vec<Merged>, StoreError> {
         self.shared.check_sound()?;
         self.check_limits(records)?;
@@ -327,8 +332,8 @@ impl Store {
         }
     }
 
-    /// Ends the active segment, leaves its table to the flusher, and starts a new one. False if there
-    /// was nothing in it.
+    /// Ends the active segment, leaves its table to the flusher, and starts a new one. False if
+    /// there was nothing in it.
     ///
     /// # Errors
     /// [`StoreError::Behind`] if too many tables wait already, [`StoreError::Full`]; nothing has

@@ -6,7 +6,8 @@
 //! way to the engine.
 //!
 //! Point lookups go through a hash map that is never iterated. The entries of each partition are
-//! chained, so that a partition can be scanned without a second index; order is made when asked for.
+//! chained, so that a partition can be scanned without a second index; order is made when asked
+//! for.
 //!
 //! The epoch index needs every (epoch, key) that was *written*, not only what is current: a record
 //! that is replaced by one of another epoch is therefore kept aside for its index row.

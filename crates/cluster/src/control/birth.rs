@@ -38,7 +38,9 @@ fn invalid(text: impl std::fmt::Display) -> std::io::Error {
 }
 
 fn read_plan(disk: &dyn Disk) -> std::io::Result<Option<BirthPlan>> {
-    let Some(bytes) = whole_file::read(disk, RAFT_DIR, PLAN_FILE)? else { return Ok(None) };
+    let Some(bytes) = whole_file::read(disk, RAFT_DIR, PLAN_FILE)? else {
+        return Ok(None);
+    };
     match bytes.split_first() {
         Some((&PLAN_FORMAT_1, rest)) => postcard::from_bytes(rest)
             .map(Some)
@@ -99,12 +101,17 @@ impl Control {
 
     /// Gives Raft its first configuration, if that is this node's part and not done yet.
     fn found(&mut self) {
-        let (Some(plan), Some(parts)) = (&self.plan, &self.raft) else { return };
+        let (Some(plan), Some(parts)) = (&self.plan, &self.raft) else {
+            return;
+        };
         if plan.founder != self.me || !parts.log.is_pristine() {
             return;
         }
-        let voters: BTreeMap<NodeId, EmptyNode> =
-            plan.voters.iter().map(|node| (*node, EmptyNode::new())).collect();
+        let voters: BTreeMap<NodeId, EmptyNode> = plan
+            .voters
+            .iter()
+            .map(|node| (*node, EmptyNode::new()))
+            .collect();
         let raft = parts.raft.clone();
         self.exec.enter(|| {
             drop(Rt::spawn(async move {
@@ -134,7 +141,9 @@ impl Control {
         if self.waiting.len() >= ADMIN_WAITING_MAX {
             return Err(AdminError::Busy);
         }
-        config.validate().map_err(|error| AdminError::Invalid(error.to_string()))?;
+        config
+            .validate()
+            .map_err(|error| AdminError::Invalid(error.to_string()))?;
         let members = self.founders(expected_nodes)?;
         let zones: Vec<(NodeId, &str)> = members
             .iter()
@@ -177,11 +186,17 @@ impl Control {
                 return Err(AdminError::ClusterInReach { cluster, node });
             }
             let info = (*peer.id.info).clone();
-            members.push(NewMember { incarnation: peer.id.incarnation, info });
+            members.push(NewMember {
+                incarnation: peer.id.incarnation,
+                info,
+            });
         }
         members.sort_by_key(|member| member.incarnation.node_id());
         if members.len() < expected.max(1) {
-            let seen = members.iter().map(|member| describe(&member.info)).collect();
+            let seen = members
+                .iter()
+                .map(|member| describe(&member.info))
+                .collect();
             return Err(AdminError::TooFewNodes { expected, seen });
         }
         if members.len() > MEMBERS_MAX {
@@ -209,13 +224,22 @@ impl Control {
                 if node != self.me
                     && arrived != Some(cluster)
                     && !self.lost_to_others.contains(&node)
-                    && !self.with_state(|state| started(state, node)).unwrap_or(false)
+                    && !self
+                        .with_state(|state| started(state, node))
+                        .unwrap_or(false)
                 {
-                    self.outbox.send(node, Body::Invite { plan: Some(plan.clone()) });
+                    self.outbox.send(
+                        node,
+                        Body::Invite {
+                            plan: Some(plan.clone()),
+                        },
+                    );
                 }
             }
         }
-        let born = self.with_state(|state| !state.cluster.is_none()).unwrap_or(false);
+        let born = self
+            .with_state(|state| !state.cluster.is_none())
+            .unwrap_or(false);
         if !leads || !born || !self.config.auto_add_members {
             return;
         }
@@ -228,7 +252,13 @@ impl Control {
     }
 
     /// Another node invites this one to its cluster.
-    pub(super) fn on_invite(&mut self, from: NodeId, cluster: ClusterId, plan: Option<BirthPlan>) {
+    pub(super) fn on_invite(
+        &mut self,
+        from: NodeId,
+        addr: String,
+        cluster: ClusterId,
+        plan: Option<BirthPlan>,
+    ) {
         if self.cluster().is_none() && !cluster.is_none() {
             let adopted = match plan {
                 Some(plan) if plan.cluster != cluster || !plan.includes(self.me) => return,
@@ -240,7 +270,13 @@ impl Control {
                 return;
             }
         }
-        self.outbox.send(from, Body::Invited { cluster: self.cluster() });
+        self.outbox.send_to_start(
+            from,
+            addr,
+            Body::Invited {
+                cluster: self.cluster(),
+            },
+        );
     }
 
     /// An invited node says which cluster it is part of.
@@ -251,8 +287,14 @@ impl Control {
         }
         self.lost_to_others.insert(from);
         tracing::warn!(node = %from, %cluster, "a planned member is part of another cluster");
-        let left = plan.voters.iter().filter(|node| !self.lost_to_others.contains(node)).count();
-        let born = self.with_state(|state| !state.cluster.is_none()).unwrap_or(false);
+        let left = plan
+            .voters
+            .iter()
+            .filter(|node| !self.lost_to_others.contains(node))
+            .count();
+        let born = self
+            .with_state(|state| !state.cluster.is_none())
+            .unwrap_or(false);
         if !born && left <= plan.voters.len() / 2 {
             self.refuse(format!(
                 "the cluster {} that this node was to form cannot come about: most of its first \
@@ -265,7 +307,10 @@ impl Control {
 }
 
 fn started(state: &crate::state::ClusterState, node: NodeId) -> bool {
-    state.members.get(&node).is_some_and(|member| member.boot > 0)
+    state
+        .members
+        .get(&node)
+        .is_some_and(|member| member.boot > 0)
 }
 
 fn describe(info: &mds_types::MemberInfo) -> String {

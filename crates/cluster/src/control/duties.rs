@@ -41,7 +41,9 @@ pub(super) struct Situation<'a> {
 pub(super) fn next(situation: &Situation<'_>) -> Option<Duty> {
     let state = situation.state;
     if state.cluster.is_none() {
-        return situation.plan.map(|plan| Duty::Born(Box::new(plan.clone())));
+        return situation
+            .plan
+            .map(|plan| Duty::Born(Box::new(plan.clone())));
     }
     if situation.epoch_due {
         return Some(Duty::AdvanceEpoch(Epoch(state.epoch.0 + 1)));
@@ -66,7 +68,10 @@ pub(super) fn next(situation: &Situation<'_>) -> Option<Duty> {
     });
     joiner.map(|(_, peer)| {
         let info = (*peer.id.info).clone();
-        Duty::AddMember(NewMember { incarnation: peer.id.incarnation, info })
+        Duty::AddMember(NewMember {
+            incarnation: peer.id.incarnation,
+            info,
+        })
     })
 }
 
@@ -89,7 +94,12 @@ fn promotion(situation: &Situation<'_>) -> Option<BTreeSet<NodeId>> {
         return None;
     }
     let missing = if have % 2 == 0 { 1 } else { 2 };
-    let zone = |node: &NodeId| state.members.get(node).map_or("", |member| &member.info.zone);
+    let zone = |node: &NodeId| {
+        state
+            .members
+            .get(node)
+            .map_or("", |member| &member.info.zone)
+    };
     let candidates: Vec<(NodeId, &str)> = situation
         .caught_up
         .iter()
@@ -101,7 +111,11 @@ fn promotion(situation: &Situation<'_>) -> Option<BTreeSet<NodeId>> {
         return None;
     }
     let zones: Vec<&str> = situation.voters.iter().map(zone).collect();
-    Some(choose_voters(&zones, &candidates, missing).into_iter().collect())
+    Some(
+        choose_voters(&zones, &candidates, missing)
+            .into_iter()
+            .collect(),
+    )
 }
 
 /// `count` of the candidates, so that zones share the voters as evenly as can be; among equals
@@ -157,7 +171,10 @@ mod tests {
     }
 
     fn new_member(node: u64) -> NewMember {
-        NewMember { incarnation: IncarnationId(u128::from(node)), info: MemberInfo::default() }
+        NewMember {
+            incarnation: IncarnationId(u128::from(node)),
+            info: MemberInfo::default(),
+        }
     }
 
     fn world(members: u64, voters: u64) -> World {
@@ -173,7 +190,9 @@ mod tests {
             voters: nodes(1..=voters),
             learners: nodes(voters + 1..=members),
             caught_up: nodes(voters + 1..=members),
-            peers: (1..=members).map(|node| (NodeId(node), peer(node, OURS, true))).collect(),
+            peers: (1..=members)
+                .map(|node| (NodeId(node), peer(node, OURS, true)))
+                .collect(),
             epoch_due: false,
         }
     }
@@ -215,15 +234,25 @@ mod tests {
                 .map(|(node, zone)| (NodeId(node), zone))
                 .to_vec();
         assert_eq!(choose_voters(&[], &candidates, 3), [1, 4, 5].map(NodeId));
-        assert_eq!(choose_voters(&[], &candidates, 5), [1, 2, 4, 5, 6].map(NodeId));
+        assert_eq!(
+            choose_voters(&[], &candidates, 5),
+            [1, 2, 4, 5, 6].map(NodeId)
+        );
         assert_eq!(choose_voters(&["b", "c", "c"], &candidates, 1), [NodeId(1)]);
         assert_eq!(choose_voters(&[], &candidates, 9).len(), 6);
     }
 
     #[test]
     fn two_learners_at_a_time_get_a_vote() {
-        assert_eq!(decide(&world(2, 1), true), None, "two voters are worse than one");
-        assert_eq!(decide(&world(3, 1), true), Some(Duty::Promote(nodes([2, 3]))));
+        assert_eq!(
+            decide(&world(2, 1), true),
+            None,
+            "two voters are worse than one"
+        );
+        assert_eq!(
+            decide(&world(3, 1), true),
+            Some(Duty::Promote(nodes([2, 3])))
+        );
         assert_eq!(decide(&world(7, 5), true), None);
         let mut dead = world(3, 1);
         dead.peers.insert(NodeId(3), peer(3, OURS, false));
@@ -236,11 +265,15 @@ mod tests {
     #[test]
     fn a_joiner_becomes_member_then_learner() {
         let mut world = world(3, 3);
-        world.peers.insert(NodeId(8), peer(8, ClusterId::NONE, true));
+        world
+            .peers
+            .insert(NodeId(8), peer(8, ClusterId::NONE, true));
         world.peers.insert(NodeId(9), peer(9, OURS, true));
         assert_eq!(decide(&world, false), None);
         assert_eq!(decide(&world, true), Some(Duty::AddMember(new_member(9))));
-        let _ = world.state.apply(&Command::AddMember { member: new_member(9) });
+        let _ = world.state.apply(&Command::AddMember {
+            member: new_member(9),
+        });
         assert_eq!(decide(&world, false), Some(Duty::AddLearners(nodes([9]))));
         world.learners.insert(NodeId(9));
         assert_eq!(decide(&world, true), None);

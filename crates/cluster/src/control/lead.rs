@@ -1,6 +1,7 @@
 //! What a node has agreed on: its own start, and as a leader what the cluster needs.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mds_types::{Epoch, NodeId};
@@ -36,7 +37,10 @@ pub(super) struct EpochClock {
 impl EpochClock {
     pub(super) fn new(interval_ms: Option<u64>) -> EpochClock {
         let interval_ns = interval_ms.map(|ms| ms.max(1).saturating_mul(1_000_000));
-        EpochClock { interval_ns, running: None }
+        EpochClock {
+            interval_ns,
+            running: None,
+        }
     }
 
     /// Whether the leader has to advance the epoch. A new leader gives the epoch a whole interval.
@@ -69,8 +73,11 @@ pub(super) async fn propose(raft: Raft, command: Command) -> Proposed {
 
 impl Control {
     pub(super) fn is_leader(&self) -> bool {
-        let Some(parts) = &self.raft else { return false };
-        self.exec.enter(|| parts.raft.metrics().borrow_watched().state.is_leader())
+        let Some(parts) = &self.raft else {
+            return false;
+        };
+        self.exec
+            .enter(|| parts.raft.metrics().borrow_watched().state.is_leader())
     }
 
     /// Why Raft has stopped, if it has.
@@ -141,17 +148,28 @@ impl Control {
     /// Has this start agreed on, until it is; or asks again whether it still is, when in doubt.
     pub(super) fn announce(&mut self) {
         let Some(parts) = &self.raft else { return };
+        // A copied directory betrays itself by what its log lacks: that comes to light before its
+        // start number takes the place of the original's.
+        let log_is_right = self.log_confirmed.load(Ordering::Relaxed) || self.is_leader();
         let waits = match self.standing() {
-            Standing::Joining => self.with_state(|state| state.members.contains_key(&self.me)),
+            Standing::Joining if log_is_right => {
+                self.with_state(|state| state.members.contains_key(&self.me))
+            }
             _ => Some(self.doubt),
         };
         if waits != Some(true) || self.now_ns < self.next_announce_ns {
             return;
         }
         self.next_announce_ns = self.now_ns + ANNOUNCE_EVERY_NS;
-        let member =
-            NewMember { incarnation: self.home.identity().incarnation, info: self.config.info.clone() };
-        let command = Command::Announce { member, boot: self.boot, nonce: self.nonce };
+        let member = NewMember {
+            incarnation: self.home.identity().incarnation,
+            info: self.config.info.clone(),
+        };
+        let command = Command::Announce {
+            member,
+            boot: self.boot,
+            nonce: self.nonce,
+        };
         let (leader, voters) = self.exec.enter(|| {
             let metrics = parts.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -168,13 +186,18 @@ impl Control {
             });
             return;
         }
-        self.announce_id += 1;
-        let id = self.announce_id;
+        self.announcements += 1;
+        self.announce_id = self.rng.next();
+        let (turn, id) = (self.announcements, self.announce_id);
         // Whoever is in doubt may be cut off from the leader that it remembers: ask anybody who
         // votes, in turn.
         let others: Vec<NodeId> = voters.into_iter().filter(|node| *node != self.me).collect();
-        let anybody = (!others.is_empty()).then(|| others[id as usize % others.len()]);
-        let asked = if id % 2 == 0 { anybody.or(leader) } else { leader.or(anybody) };
+        let anybody = (!others.is_empty()).then(|| others[turn as usize % others.len()]);
+        let asked = if turn % 2 == 0 {
+            anybody.or(leader)
+        } else {
+            leader.or(anybody)
+        };
         if let Some(asked) = asked {
             self.outbox.send(asked, Body::Propose { id, command });
         }
@@ -209,13 +232,18 @@ impl Control {
 
 async fn perform(raft: Raft, duty: Duty) {
     let command = match duty {
-        Duty::Born(plan) => {
-            Command::Born { cluster: plan.cluster, config: plan.config, members: plan.members }
-        }
+        Duty::Born(plan) => Command::Born {
+            cluster: plan.cluster,
+            config: plan.config,
+            members: plan.members,
+        },
         Duty::AddMember(member) => Command::AddMember { member },
         Duty::AdvanceEpoch(to) => Command::AdvanceEpoch { to },
         Duty::AddLearners(nodes) => {
-            let nodes = nodes.into_iter().map(|node| (node, EmptyNode::new())).collect();
+            let nodes = nodes
+                .into_iter()
+                .map(|node| (node, EmptyNode::new()))
+                .collect();
             return change(raft, ChangeMembers::AddNodes(nodes)).await;
         }
         Duty::Promote(nodes) => return change(raft, ChangeMembers::AddVoterIds(nodes)).await,

@@ -1,6 +1,8 @@
 //! Messages in and out: what is accepted from whom, and where to send.
+//!
+//! Answers go to the address that the question names, not to the one that gossip knows: of a
+//! directory and its copy each has to hear its own verdict.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,28 +12,13 @@ use openraft_rt::AsyncRuntime;
 
 use super::Control;
 use super::lead::propose;
-use crate::raft::answer;
+use crate::raft::{RaftRpc, Sender, answer};
 use crate::rt::Rt;
-use crate::state::{Command, Response};
-use crate::wire::{Body, Envelope, Proposed};
+use crate::state::Command;
+use crate::wire::{Body, Envelope};
 
 /// Questions of others that are being answered at a time; more are dropped, and asked again.
 const ANSWERING_MAX: usize = 1024;
-
-/// Addresses remembered from messages, for nodes that gossip does not know yet.
-const ROUTES_MAX: usize = 2 * mds_types::limits::MEMBERS_MAX;
-
-/// Where messages came from.
-#[derive(Default)]
-pub(super) struct Routes(BTreeMap<NodeId, String>);
-
-impl Routes {
-    fn learn(&mut self, node: NodeId, addr: String) {
-        if self.0.len() < ROUTES_MAX || self.0.contains_key(&node) {
-            self.0.insert(node, addr);
-        }
-    }
-}
 
 /// Counts a question for as long as it is being answered.
 struct Answering(Arc<AtomicUsize>);
@@ -60,10 +47,7 @@ impl Control {
         let (from, cluster) = (envelope.from, envelope.cluster);
         match envelope.body {
             // These two are how nodes find out that they are of different clusters.
-            Body::Invite { plan } => {
-                self.routes.learn(from, envelope.reply_addr);
-                self.on_invite(from, cluster, plan);
-            }
+            Body::Invite { plan } => self.on_invite(from, envelope.reply_addr, cluster, plan),
             Body::Invited { cluster } => self.on_invited(from, cluster),
             _ if cluster != self.cluster() || cluster.is_none() => {
                 self.counters.foreign_messages += 1;
@@ -78,13 +62,10 @@ impl Control {
                             && *boot == envelope.from_boot
                             && *nonce == envelope.from_nonce
                 );
-                self.routes.learn(from, envelope.reply_addr);
                 if own {
-                    self.on_propose(from, id, command);
+                    self.on_propose(from, envelope.reply_addr, id, command);
                 } else {
-                    let reason = "a node may only announce its own start".to_owned();
-                    let outcome = Proposed::Applied(Response::Refused(reason));
-                    self.outbox.send(from, Body::Proposed { id, outcome });
+                    self.counters.malformed_messages += 1;
                 }
             }
             Body::Proposed { id, outcome } => {
@@ -93,18 +74,31 @@ impl Control {
                 }
             }
             Body::SupersededStart => self.doubt = true,
+            Body::LogReverted { boot, nonce, index } => {
+                if (boot, nonce) == (self.boot, self.nonce) {
+                    self.refuse(format!(
+                        "this data directory is a copy or was restored from a backup: its log \
+                         lacks entries up to {index} that this node had acknowledged. Start this \
+                         node with an empty directory: it joins as a new member"
+                    ));
+                }
+            }
             _ if self.is_superseded(from, envelope.from_boot, envelope.from_nonce) => {
                 self.counters.stale_messages += 1;
-                self.routes.learn(from, envelope.reply_addr.clone());
-                self.reply_superseded(from, envelope.reply_addr);
+                self.outbox
+                    .send_to_start(from, envelope.reply_addr, Body::SupersededStart);
             }
             Body::RaftRequest { id, rpc } => {
-                self.routes.learn(from, envelope.reply_addr);
-                self.answer_question(from, id, rpc);
+                self.answer_question(from, envelope.reply_addr, id, rpc);
             }
             Body::RaftReply { id, reply } => {
                 let outbox = self.outbox.clone();
-                self.exec.enter(|| outbox.answered(from, id, reply));
+                let start = Sender {
+                    boot: envelope.from_boot,
+                    nonce: envelope.from_nonce,
+                    addr: envelope.reply_addr,
+                };
+                self.exec.enter(|| outbox.answered(from, start, id, reply));
             }
         }
     }
@@ -119,25 +113,33 @@ impl Control {
         superseded.unwrap_or(false)
     }
 
-    fn answer_question(&mut self, from: NodeId, id: u64, rpc: crate::raft::RaftRpc) {
-        let Some((raft, counted)) = self.begin_answer() else { return };
+    fn answer_question(&mut self, from: NodeId, addr: String, id: u64, rpc: RaftRpc) {
+        let Some((raft, counted)) = self.begin_answer() else {
+            return;
+        };
         let outbox = self.outbox.clone();
+        let log_confirmed = self.log_confirmed.clone();
         self.exec.enter(|| {
             drop(Rt::spawn(async move {
                 let reply = answer(&raft, rpc).await;
-                outbox.send(from, Body::RaftReply { id, reply });
+                if reply.confirms_log() {
+                    log_confirmed.store(true, Ordering::Relaxed);
+                }
+                outbox.send_to_start(from, addr, Body::RaftReply { id, reply });
                 drop(counted);
             }));
         });
     }
 
-    fn on_propose(&mut self, from: NodeId, id: u64, command: Command) {
-        let Some((raft, counted)) = self.begin_answer() else { return };
+    fn on_propose(&mut self, from: NodeId, addr: String, id: u64, command: Command) {
+        let Some((raft, counted)) = self.begin_answer() else {
+            return;
+        };
         let outbox = self.outbox.clone();
         self.exec.enter(|| {
             drop(Rt::spawn(async move {
                 let outcome = propose(raft, command).await;
-                outbox.send(from, Body::Proposed { id, outcome });
+                outbox.send_to_start(from, addr, Body::Proposed { id, outcome });
                 drop(counted);
             }));
         });
@@ -153,27 +155,19 @@ impl Control {
         Some((parts.raft.clone(), Answering(self.answering.clone())))
     }
 
-    /// Tells a start that is over to have itself judged. Gossip may know another address, of the
-    /// start that goes on, so the answer goes where the message came from.
-    fn reply_superseded(&mut self, to: NodeId, addr: String) {
-        if let Some(bytes) = self.envelope(to, Body::SupersededStart) {
-            self.direct.push((to, addr, bytes));
-        }
-    }
-
     pub(super) fn outgoing_messages(&mut self) -> Vec<(NodeId, String, Bytes)> {
-        let mut messages = std::mem::take(&mut self.direct);
         let queued = self.outbox.take();
         if !self.is_running() {
             return Vec::new();
         }
-        for (to, body) in queued {
-            let Some(addr) = self.address(to) else {
+        let mut messages = Vec::with_capacity(queued.len());
+        for message in queued {
+            let Some(addr) = message.addr.or_else(|| self.address(message.to)) else {
                 self.counters.shed_messages += 1;
                 continue;
             };
-            if let Some(bytes) = self.envelope(to, body) {
-                messages.push((to, addr, bytes));
+            if let Some(bytes) = self.envelope(message.to, message.body) {
+                messages.push((message.to, addr, bytes));
             }
         }
         messages
@@ -198,18 +192,24 @@ impl Control {
         }
     }
 
-    /// How to reach a node: as gossip says, else Raft, else the plan, else where it wrote from.
+    /// How to reach a node: as gossip says, else Raft, else the plan.
     fn address(&self, node: NodeId) -> Option<String> {
-        let by_gossip = self.gossip.peers().get(&node).map(|peer| peer.id.info.peer_addr.clone());
+        let by_gossip = self
+            .gossip
+            .peers()
+            .get(&node)
+            .map(|peer| peer.id.info.peer_addr.clone());
         by_gossip
             .or_else(|| {
                 let known = self.with_state(|state| {
-                    state.members.get(&node).map(|member| member.info.peer_addr.clone())
+                    state
+                        .members
+                        .get(&node)
+                        .map(|member| member.info.peer_addr.clone())
                 });
                 known.flatten()
             })
             .or_else(|| self.plan.as_ref()?.peer_addr(node).map(str::to_owned))
-            .or_else(|| self.routes.0.get(&node).cloned())
             .filter(|addr| !addr.is_empty())
     }
 }

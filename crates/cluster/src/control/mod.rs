@@ -24,7 +24,7 @@ mod show;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -225,16 +225,17 @@ pub struct Control {
     events: Arc<Mutex<Vec<Event>>>,
     /// Incoming questions being answered.
     answering: Arc<AtomicUsize>,
-    routes: messages::Routes,
-    /// Messages that go to an address of their own.
-    direct: Vec<(NodeId, String, Bytes)>,
+    /// A leader has found this start's log to be what it expects.
+    log_confirmed: Arc<AtomicBool>,
     counters: ControlCounters,
 
     now_ns: u64,
     next_tick_ns: u64,
     next_invite_ns: u64,
     next_announce_ns: u64,
-    /// A proposal's answer has to carry this number.
+    announcements: u64,
+    /// The answer to the latest announcement has to carry this number, drawn at random: another
+    /// start of this node's directory would count alike.
     announce_id: u64,
     /// Gossip has seen a start of this node's directory that is not this one.
     doubt: bool,
@@ -279,9 +280,14 @@ impl Control {
             )));
         }
         if config.info.peer_addr.is_empty() {
-            return Err(ControlError::Config("this node has no peer address".to_owned()));
+            return Err(ControlError::Config(
+                "this node has no peer address".to_owned(),
+            ));
         }
-        config.raft.config().map_err(|error| ControlError::Config(error.to_string()))?;
+        config
+            .raft
+            .config()
+            .map_err(|error| ControlError::Config(error.to_string()))?;
 
         let mut rng = SplitMix64::new(config.seed);
         let nonce = rng.next();
@@ -314,13 +320,13 @@ impl Control {
             plan: None,
             events: Arc::default(),
             answering: Arc::default(),
-            routes: messages::Routes::default(),
-            direct: Vec::new(),
+            log_confirmed: Arc::default(),
             counters: ControlCounters::default(),
             now_ns: mono_ns,
             next_tick_ns: mono_ns,
             next_invite_ns: mono_ns,
             next_announce_ns: mono_ns,
+            announcements: 0,
             announce_id: 0,
             doubt: false,
             duty_running: false,
@@ -351,7 +357,10 @@ impl Control {
     /// Takes an administrator's request; the answer comes with [`Control::outputs`] under `id`.
     pub fn on_admin(&mut self, mono_ns: u64, id: u64, request: AdminRequest) {
         self.advance(mono_ns);
-        let AdminRequest::Init { config, expected_nodes } = request;
+        let AdminRequest::Init {
+            config,
+            expected_nodes,
+        } = request;
         match self.init(config, expected_nodes) {
             Ok(()) => {
                 let deadline_ns = mono_ns.saturating_add(ADMIN_TIMEOUT_NS);
@@ -383,7 +392,11 @@ impl Control {
             return None;
         }
         let others = [self.exec.next_deadline(), self.gossip.next_deadline()];
-        others.into_iter().flatten().chain([self.next_tick_ns]).min()
+        others
+            .into_iter()
+            .flatten()
+            .chain([self.next_tick_ns])
+            .min()
     }
 
     /// Takes what has collected since the last call.
@@ -400,7 +413,10 @@ impl Control {
             view,
             admin: std::mem::take(&mut self.admin),
             wants_sync: self.is_running()
-                && self.raft.as_ref().is_some_and(|parts| parts.log.wants_sync()),
+                && self
+                    .raft
+                    .as_ref()
+                    .is_some_and(|parts| parts.log.wants_sync()),
             fatal,
         }
     }
@@ -412,7 +428,9 @@ impl Control {
     /// If the disk fails; the control part has stopped then, and says so in its outputs too.
     pub fn sync_storage(&mut self, mono_ns: u64) -> io::Result<()> {
         self.advance(mono_ns);
-        let Some(parts) = self.raft.as_ref().filter(|_| self.is_running()) else { return Ok(()) };
+        let Some(parts) = self.raft.as_ref().filter(|_| self.is_running()) else {
+            return Ok(());
+        };
         let log = parts.log.clone();
         let result = self.exec.enter(|| log.sync());
         if let Err(error) = &result {
@@ -522,13 +540,18 @@ impl Control {
             (Some(reason), _) | (_, Some(Standing::Refused(reason))) => Some(reason.clone()),
             _ => None,
         };
-        let born = self.with_state(|state| !state.cluster.is_none()).unwrap_or(false);
+        let born = self
+            .with_state(|state| !state.cluster.is_none())
+            .unwrap_or(false);
         let members = self.plan.as_ref().map_or_else(Vec::new, BirthPlan::nodes);
         let now_ns = self.now_ns;
         let admin = &mut self.admin;
         self.waiting.retain(|waiting| {
             let answer = if born {
-                Ok(AdminReply::Born { cluster, members: members.clone() })
+                Ok(AdminReply::Born {
+                    cluster,
+                    members: members.clone(),
+                })
             } else if let Some(reason) = &stopped {
                 Err(AdminError::Stopped(reason.clone()))
             } else if now_ns >= waiting.deadline_ns {
@@ -571,7 +594,9 @@ impl Control {
     }
 
     fn with_state<R>(&self, f: impl FnOnce(&crate::state::ClusterState) -> R) -> Option<R> {
-        self.raft.as_ref().map(|parts| f(&lock(&parts.applied).state))
+        self.raft
+            .as_ref()
+            .map(|parts| f(&lock(&parts.applied).state))
     }
 }
 

@@ -40,7 +40,9 @@ impl Control {
     }
 
     fn raft_status(&self) -> RaftStatus {
-        let Some(parts) = &self.raft else { return RaftStatus::default() };
+        let Some(parts) = &self.raft else {
+            return RaftStatus::default();
+        };
         self.exec.enter(|| {
             let metrics = parts.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -64,7 +66,10 @@ impl Control {
     pub(super) fn refresh_view(&mut self) {
         let key = ViewKey {
             gossip: self.gossip.revision(),
-            applied: self.raft.as_ref().map_or(0, |parts| lock(&parts.applied).revision),
+            applied: self
+                .raft
+                .as_ref()
+                .map_or(0, |parts| lock(&parts.applied).revision),
             raft: self.raft_status(),
             standing: self.standing(),
         };

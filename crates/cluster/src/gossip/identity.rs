@@ -51,7 +51,10 @@ impl Identity for Id {
     /// The next generation: a node that is wrongly held for dead comes back as this.
     fn renew(&self) -> Option<Id> {
         let generation = self.generation.checked_add(1)?;
-        Some(Id { generation, ..self.clone() })
+        Some(Id {
+            generation,
+            ..self.clone()
+        })
     }
 
     fn addr(&self) -> NodeId {
@@ -109,7 +112,11 @@ impl From<FullId> for Id {
 
 impl From<&Id> for BareId {
     fn from(id: &Id) -> BareId {
-        BareId { incarnation: id.incarnation, boot: id.boot, generation: id.generation }
+        BareId {
+            incarnation: id.incarnation,
+            boot: id.boot,
+            generation: id.generation,
+        }
     }
 }
 
@@ -174,7 +181,13 @@ fn checked(full: FullId) -> Result<Id, CodecError> {
 
 /// Bytes that `info` takes in a datagram, rounded up.
 pub(crate) fn info_bytes(info: &MemberInfo) -> usize {
-    let texts = [&info.name, &info.peer_addr, &info.resp_addr, &info.http_addr, &info.zone];
+    let texts = [
+        &info.name,
+        &info.peer_addr,
+        &info.resp_addr,
+        &info.http_addr,
+        &info.zone,
+    ];
     // Each text has a length of one or two bytes, the weight takes up to five.
     texts.iter().map(|text| text.len() + 2).sum::<usize>() + 5
 }
@@ -197,18 +210,34 @@ fn map_message<A, B>(message: Message<A>, map: impl Fn(A) -> B) -> Message<B> {
     match message {
         Message::Ping(number) => Message::Ping(number),
         Message::Ack(number) => Message::Ack(number),
-        Message::PingReq { target, probe_number } => {
-            Message::PingReq { target: map(target), probe_number }
-        }
-        Message::IndirectPing { origin, probe_number } => {
-            Message::IndirectPing { origin: map(origin), probe_number }
-        }
-        Message::IndirectAck { target, probe_number } => {
-            Message::IndirectAck { target: map(target), probe_number }
-        }
-        Message::ForwardedAck { origin, probe_number } => {
-            Message::ForwardedAck { origin: map(origin), probe_number }
-        }
+        Message::PingReq {
+            target,
+            probe_number,
+        } => Message::PingReq {
+            target: map(target),
+            probe_number,
+        },
+        Message::IndirectPing {
+            origin,
+            probe_number,
+        } => Message::IndirectPing {
+            origin: map(origin),
+            probe_number,
+        },
+        Message::IndirectAck {
+            target,
+            probe_number,
+        } => Message::IndirectAck {
+            target: map(target),
+            probe_number,
+        },
+        Message::ForwardedAck {
+            origin,
+            probe_number,
+        } => Message::ForwardedAck {
+            origin: map(origin),
+            probe_number,
+        },
         Message::Announce => Message::Announce,
         Message::Feed => Message::Feed,
         Message::Gossip => Message::Gossip,

@@ -96,7 +96,10 @@ impl GossipTiming {
         let ms = Duration::from_millis;
         let count = |n: usize| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
         let every = |frequency_ms: u64, members: usize| {
-            Some(PeriodicParams { frequency: ms(frequency_ms), num_members: count(members) })
+            Some(PeriodicParams {
+                frequency: ms(frequency_ms),
+                num_members: count(members),
+            })
         };
         foca::Config {
             probe_period: ms(self.probe_ms),
@@ -180,11 +183,21 @@ impl Effects {
         self.revision += 1;
         let known = self.peers.contains_key(&id.node());
         if !known && self.peers.len() >= PEERS_MAX {
-            let down = self.peers.iter().find(|(_, peer)| !peer.alive).map(|(node, _)| *node);
+            let down = self
+                .peers
+                .iter()
+                .find(|(_, peer)| !peer.alive)
+                .map(|(node, _)| *node);
             let Some(down) = down else { return };
             self.peers.remove(&down);
         }
-        self.peers.insert(id.node(), Peer { id: id.clone(), alive });
+        self.peers.insert(
+            id.node(),
+            Peer {
+                id: id.clone(),
+                alive,
+            },
+        );
     }
 }
 
@@ -218,7 +231,11 @@ impl Runtime<Id> for &mut Effects {
     fn submit_after(&mut self, event: Timer<Id>, after: Duration) {
         let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         self.next_seq += 1;
-        let key = (self.now_ns.saturating_add(after_ns), timer_rank(&event), self.next_seq);
+        let key = (
+            self.now_ns.saturating_add(after_ns),
+            timer_rank(&event),
+            self.next_seq,
+        );
         self.timers.insert(key, event);
     }
 }
@@ -269,7 +286,10 @@ impl Gossip {
             left: false,
             double: false,
             warned: BTreeSet::new(),
-            effects: Effects { now_ns, ..Effects::default() },
+            effects: Effects {
+                now_ns,
+                ..Effects::default()
+            },
         }
     }
 
@@ -296,7 +316,9 @@ impl Gossip {
     }
 
     fn on_foca(&mut self, payload: &[u8]) -> Result<(), String> {
-        let Some(payload) = self.without_foreigners(payload).map_err(|error| error.to_string())?
+        let Some(payload) = self
+            .without_foreigners(payload)
+            .map_err(|error| error.to_string())?
         else {
             return Ok(());
         };
@@ -337,7 +359,9 @@ impl Gossip {
     }
 
     fn on_knock(&mut self, payload: &[u8]) -> Result<(), String> {
-        let Some(from) = self.stranger(payload)? else { return Ok(()) };
+        let Some(from) = self.stranger(payload)? else {
+            return Ok(());
+        };
         if let Ok(me) = IdCodec::encode_id(self.foca.identity()) {
             self.effects.send(&from.info.peer_addr, KIND_WELCOME, &me);
         }
@@ -345,8 +369,12 @@ impl Gossip {
     }
 
     fn on_welcome(&mut self, payload: &[u8]) -> Result<(), String> {
-        let Some(from) = self.stranger(payload)? else { return Ok(()) };
-        self.foca.announce(from, &mut self.effects).map_err(|error| error.to_string())
+        let Some(from) = self.stranger(payload)? else {
+            return Ok(());
+        };
+        self.foca
+            .announce(from, &mut self.effects)
+            .map_err(|error| error.to_string())
     }
 
     /// Who sent this, unless it is this node itself (its own address is often in the seed list) or a
@@ -363,8 +391,7 @@ impl Gossip {
     fn look_for_double(&mut self, id: &Id) {
         let me = self.foca.identity();
         if id.node() == me.node()
-            && (id.boot > me.boot
-                || (id.boot == me.boot && id.info.peer_addr != me.info.peer_addr))
+            && (id.boot > me.boot || (id.boot == me.boot && id.info.peer_addr != me.info.peer_addr))
         {
             self.double = true;
         }
@@ -416,7 +443,10 @@ impl Gossip {
 
     fn forget(&mut self, id: &Id) {
         let peers = &mut self.effects.peers;
-        if peers.get(&id.node()).is_some_and(|peer| !peer.alive && peer.id == *id) {
+        if peers
+            .get(&id.node())
+            .is_some_and(|peer| !peer.alive && peer.id == *id)
+        {
             peers.remove(&id.node());
             self.effects.revision += 1;
         }
@@ -425,7 +455,9 @@ impl Gossip {
     /// Knocks at all seeds while alone; later at one now and then, which joins islands that never
     /// knew of each other.
     fn knock(&mut self) {
-        let Ok(me) = IdCodec::encode_id(self.foca.identity()) else { return };
+        let Ok(me) = IdCodec::encode_id(self.foca.identity()) else {
+            return;
+        };
         if self.foca.num_members() == 0 {
             for seed in &self.seeds {
                 self.effects.send(seed, KIND_KNOCK, &me);
@@ -450,8 +482,12 @@ impl Gossip {
     /// From now on this node says that it is part of `cluster`, and ignores others.
     pub(crate) fn adopt(&mut self, now_ns: u64, cluster: ClusterId) {
         self.effects.now_ns = now_ns;
-        let Some(renewed) = foca::Identity::renew(self.foca.identity()) else { return };
-        let changed = self.foca.change_identity(Id { cluster, ..renewed }, &mut self.effects);
+        let Some(renewed) = foca::Identity::renew(self.foca.identity()) else {
+            return;
+        };
+        let changed = self
+            .foca
+            .change_identity(Id { cluster, ..renewed }, &mut self.effects);
         if let Err(error) = changed {
             tracing::warn!(%error, "gossip could not spread this node's cluster");
         }
@@ -464,7 +500,9 @@ impl Gossip {
             .collect();
         for id in foreign {
             let down = foca::Member::down(id.clone());
-            if let Err(error) = self.foca.apply_many(Some(down).into_iter(), false, &mut self.effects)
+            if let Err(error) =
+                self.foca
+                    .apply_many(Some(down).into_iter(), false, &mut self.effects)
             {
                 tracing::debug!(%error, "forgetting a foreign node");
             }
@@ -498,7 +536,11 @@ impl Gossip {
             cluster: peer.id.cluster,
             info: (*peer.id.info).clone(),
         };
-        self.effects.peers.iter().map(|(node, peer)| (*node, view(peer))).collect()
+        self.effects
+            .peers
+            .iter()
+            .map(|(node, peer)| (*node, view(peer)))
+            .collect()
     }
 
     /// Grows when the peers change.

@@ -96,7 +96,9 @@ impl LogStore {
     ) -> io::Result<LogStore> {
         let mut numbers = Vec::new();
         for name in disk.list(RAFT_DIR)? {
-            let Some(rest) = name.strip_prefix(NAME_PREFIX) else { continue };
+            let Some(rest) = name.strip_prefix(NAME_PREFIX) else {
+                continue;
+            };
             if rest.ends_with(TEMPORARY_SUFFIX) {
                 disk.remove(&format!("{RAFT_DIR}/{name}"))?;
             } else if let Ok(number) = rest.parse::<u64>() {
@@ -265,7 +267,9 @@ impl Log {
     /// Appends frames; not durable before [`Log::sync`].
     fn write(&mut self, frames: &FrameEncoder) -> io::Result<()> {
         if let Some(reason) = &self.failed {
-            return Err(io::Error::other(format!("raft's log has failed before: {reason}")));
+            return Err(io::Error::other(format!(
+                "raft's log has failed before: {reason}"
+            )));
         }
         let result = self.file.append(frames.bytes());
         self.remember_failure(result)
@@ -273,7 +277,9 @@ impl Log {
 
     fn sync(&mut self) -> io::Result<()> {
         if let Some(reason) = &self.failed {
-            return Err(io::Error::other(format!("raft's log has failed before: {reason}")));
+            return Err(io::Error::other(format!(
+                "raft's log has failed before: {reason}"
+            )));
         }
         let result = self.file.sync();
         self.remember_failure(result)
@@ -321,7 +327,9 @@ fn damage(name: &str, at: usize, what: &str) -> String {
 
 fn push<T: Serialize>(frames: &mut FrameEncoder, kind: u8, value: &T) -> io::Result<()> {
     let payload = postcard::to_stdvec(value).map_err(|error| invalid(error.to_string()))?;
-    frames.push(kind, &payload).map_err(|error| invalid(error.to_string()))?;
+    frames
+        .push(kind, &payload)
+        .map_err(|error| invalid(error.to_string()))?;
     Ok(())
 }
 
@@ -343,7 +351,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        Ok(lock(&self.0).entries.range(range).map(|(_, entry)| entry.clone()).collect())
+        Ok(lock(&self.0)
+            .entries
+            .range(range)
+            .map(|(_, entry)| entry.clone())
+            .collect())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -357,7 +369,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let log = lock(&self.0);
         let last = log.entries.values().next_back().map(|entry| entry.log_id);
-        Ok(LogState { last_purged_log_id: log.purged, last_log_id: last.or(log.purged) })
+        Ok(LogState {
+            last_purged_log_id: log.purged,
+            last_log_id: last.or(log.purged),
+        })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -410,7 +425,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             push(&mut frames, ENTRY, entry)?;
         }
         log.write(&frames)?;
-        log.entries.extend(entries.into_iter().map(|entry| (entry.index(), entry)));
+        log.entries
+            .extend(entries.into_iter().map(|entry| (entry.index(), entry)));
         log.unsynced.push(callback);
         Ok(())
     }

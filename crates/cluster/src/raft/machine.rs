@@ -48,12 +48,18 @@ struct StoredSnapshot {
 }
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{RAFT_DIR}/{SNAPSHOT_FILE}: {error}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{RAFT_DIR}/{SNAPSHOT_FILE}: {error}"),
+    )
 }
 
 impl Machine {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Machine {
-        Machine { disk, applied: Arc::default() }
+        Machine {
+            disk,
+            applied: Arc::default(),
+        }
     }
 
     /// What is applied, shared with whoever shows it.
@@ -62,7 +68,10 @@ impl Machine {
     }
 
     fn store(&self, snapshot: &Snapshot) -> io::Result<()> {
-        let stored = StoredSnapshot { meta: snapshot.meta.clone(), state: snapshot.snapshot.clone() };
+        let stored = StoredSnapshot {
+            meta: snapshot.meta.clone(),
+            state: snapshot.snapshot.clone(),
+        };
         let bytes = postcard::to_extend(&stored, vec![SNAPSHOT_FORMAT_1]).map_err(invalid)?;
         whole_file::write(self.disk.as_ref(), RAFT_DIR, SNAPSHOT_FILE, &bytes)
     }
@@ -74,7 +83,10 @@ impl Machine {
         match bytes.split_first() {
             Some((&SNAPSHOT_FORMAT_1, rest)) => {
                 let stored: StoredSnapshot = postcard::from_bytes(rest).map_err(invalid)?;
-                Ok(Some(Snapshot { meta: stored.meta, snapshot: stored.state }))
+                Ok(Some(Snapshot {
+                    meta: stored.meta,
+                    snapshot: stored.state,
+                }))
             }
             Some((format, _)) => Err(invalid(format!("format {format} is unknown"))),
             None => Err(invalid("it is empty")),
@@ -118,10 +130,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut entries = entries;
         loop {
-            let next = std::future::poll_fn(|context| {
-                std::pin::Pin::new(&mut entries).poll_next(context)
-            });
-            let Some(item) = next.await else { return Ok(()) };
+            let next =
+                std::future::poll_fn(|context| std::pin::Pin::new(&mut entries).poll_next(context));
+            let Some(item) = next.await else {
+                return Ok(());
+            };
             let (entry, responder) = item?;
             let response = {
                 let mut applied = lock(&self.applied);
@@ -152,7 +165,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
     ) -> Result<(), io::Error> {
         let state = ClusterState::decode(&snapshot).map_err(invalid)?;
         // At start Raft installs what the file holds already: writing it again changes nothing.
-        self.store(&Snapshot { meta: meta.clone(), snapshot })?;
+        self.store(&Snapshot {
+            meta: meta.clone(),
+            snapshot,
+        })?;
         let mut applied = lock(&self.applied);
         applied.state = state;
         applied.last = meta.last_log_id;

@@ -16,7 +16,7 @@ use crate::state::{Command, Response};
 
 pub(crate) use log::{LogStore, OpenMode};
 pub(crate) use machine::{Applied, Machine};
-pub(crate) use net::{Net, Outbox, RaftReply, RaftRpc, answer};
+pub(crate) use net::{Net, Outbox, RaftReply, RaftRpc, Sender, answer};
 pub use timing::RaftTiming;
 
 openraft::declare_raft_types!(

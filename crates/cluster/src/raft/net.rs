@@ -2,7 +2,12 @@
 //!
 //! A question gets a number and waits for the answer with that number, or for its time to be up.
 //! What is to be sent collects in the [`Outbox`], which the control part empties after each turn;
-//! nothing here knows an address or a socket.
+//! nothing here knows a socket.
+//!
+//! **Reverted logs.** A leader remembers what each follower has acknowledged in its term. A follower
+//! that then lacks an entry it had acknowledged before it was even asked runs on another directory
+//! than it did: a copy, or a backup. Raft has no answer to that (openraft asserts that it does not
+//! happen), so it is found out here: the answer is kept from Raft, and that start is told to stop.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -20,7 +25,7 @@ use openraft_rt::{AsyncRuntime, Oneshot, OneshotSender, Select2};
 use openraft_rt_tokio::TokioOneshot;
 use serde::{Deserialize, Serialize};
 
-use super::{Raft, Snapshot, SnapshotMeta, TypeConfig, Vote};
+use super::{LogId, Raft, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::exec::lock;
 use crate::rt::Rt;
 use crate::wire::Body;
@@ -28,8 +33,26 @@ use crate::wire::Body;
 /// Messages that may wait to be sent. Beyond it new ones are dropped: Raft asks again.
 const OUTBOX_MESSAGES_MAX: usize = 4096;
 
-type ReplySender = <TokioOneshot as Oneshot>::Sender<RaftReply>;
-type ReplyReceiver = <TokioOneshot as Oneshot>::Receiver<RaftReply>;
+type Reply = (RaftReply, Sender);
+type ReplySender = <TokioOneshot as Oneshot>::Sender<Reply>;
+type ReplyReceiver = <TokioOneshot as Oneshot>::Receiver<Reply>;
+
+/// Which start of a node has answered, and where it lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    pub(crate) boot: u64,
+    pub(crate) nonce: u64,
+    pub(crate) addr: String,
+}
+
+/// A message to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) to: NodeId,
+    /// Where to, if it is for the start of `to` that lives there and no other.
+    pub(crate) addr: Option<String>,
+    pub(crate) body: Body,
+}
 
 /// A question of one Raft node to another.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,7 +60,11 @@ pub(crate) enum RaftRpc {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
-    Snapshot { vote: Vote, meta: SnapshotMeta, state: Vec<u8> },
+    Snapshot {
+        vote: Vote,
+        meta: SnapshotMeta,
+        state: Vec<u8>,
+    },
 }
 
 /// The answer.
@@ -51,32 +78,86 @@ pub(crate) enum RaftReply {
     Failed(String),
 }
 
+impl RaftReply {
+    /// Whether the answering node turned out to have the log that the leader thinks it has.
+    pub(crate) fn confirms_log(&self) -> bool {
+        match self {
+            RaftReply::Append(response) => matches!(
+                response,
+                AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)
+            ),
+            RaftReply::Snapshot(_) => true,
+            RaftReply::Vote(_) | RaftReply::PreVote(_) | RaftReply::Failed(_) => false,
+        }
+    }
+}
+
 /// What is to be sent, and who waits for an answer.
 #[derive(Clone, Default)]
 pub(crate) struct Outbox(Arc<Mutex<OutboxInner>>);
 
 #[derive(Default)]
 struct OutboxInner {
-    messages: VecDeque<(NodeId, Body)>,
+    messages: VecDeque<Outgoing>,
     dropped: u64,
     next_id: u64,
     /// Bounded by Raft: a few questions for each other node.
     waiting: BTreeMap<u64, (NodeId, ReplySender)>,
+    /// The last entry that each node has acknowledged to this node as the leader of this vote.
+    acknowledged: BTreeMap<NodeId, (Vote, LogId)>,
 }
 
 impl Outbox {
     /// Queues a message.
     pub(crate) fn send(&self, to: NodeId, body: Body) {
+        self.push(Outgoing {
+            to,
+            addr: None,
+            body,
+        });
+    }
+
+    /// Queues a message for the start of a node that lives at an address. Gossip may know another
+    /// one, of another start.
+    pub(crate) fn send_to_start(&self, to: NodeId, addr: String, body: Body) {
+        self.push(Outgoing {
+            to,
+            addr: Some(addr),
+            body,
+        });
+    }
+
+    fn push(&self, message: Outgoing) {
         let mut inner = lock(&self.0);
         if inner.messages.len() < OUTBOX_MESSAGES_MAX {
-            inner.messages.push_back((to, body));
+            inner.messages.push_back(message);
         } else {
             inner.dropped += 1;
         }
     }
 
+    fn acknowledged(&self, node: NodeId, vote: &Vote) -> Option<LogId> {
+        let inner = lock(&self.0);
+        inner
+            .acknowledged
+            .get(&node)
+            .filter(|(of, _)| of == vote)
+            .map(|(_, last)| *last)
+    }
+
+    fn note_acknowledged(&self, node: NodeId, vote: &Vote, last: Option<LogId>) {
+        let Some(last) = last else { return };
+        let mut inner = lock(&self.0);
+        match inner.acknowledged.get(&node) {
+            Some((of, known)) if of == vote && *known >= last => {}
+            _ => {
+                inner.acknowledged.insert(node, (*vote, last));
+            }
+        }
+    }
+
     /// Takes what is to be sent.
-    pub(crate) fn take(&self) -> VecDeque<(NodeId, Body)> {
+    pub(crate) fn take(&self) -> VecDeque<Outgoing> {
         std::mem::take(&mut lock(&self.0).messages)
     }
 
@@ -86,7 +167,7 @@ impl Outbox {
     }
 
     /// Hands an answer to who waits for it. Answers that nobody waits for any more are forgotten.
-    pub(crate) fn answered(&self, from: NodeId, id: u64, reply: RaftReply) {
+    pub(crate) fn answered(&self, from: NodeId, start: Sender, id: u64, reply: RaftReply) {
         let sender = {
             let mut inner = lock(&self.0);
             match inner.waiting.get(&id) {
@@ -96,7 +177,7 @@ impl Outbox {
         };
         if let Some((_, sender)) = sender {
             // The question may have been given up in this very turn.
-            let _ = sender.send(reply);
+            let _ = sender.send((reply, start));
         }
     }
 
@@ -110,7 +191,11 @@ impl Outbox {
             id
         };
         self.send(to, Body::RaftRequest { id, rpc });
-        Question { outbox: self.clone(), id, receiver }
+        Question {
+            outbox: self.clone(),
+            id,
+            receiver,
+        }
     }
 }
 
@@ -144,7 +229,11 @@ impl RaftNetworkFactory<TypeConfig> for Net {
     type Network = Client;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> Client {
-        Client { me: self.me, target, outbox: self.outbox.clone() }
+        Client {
+            me: self.me,
+            target,
+            outbox: self.outbox.clone(),
+        }
     }
 }
 
@@ -161,14 +250,16 @@ impl Client {
         rpc: RaftRpc,
         action: RPCTypes,
         limit: Duration,
-    ) -> Result<RaftReply, RPCError<TypeConfig>> {
+    ) -> Result<Reply, RPCError<TypeConfig>> {
         let mut question = self.outbox.ask(self.target, rpc);
         match Rt::timeout(limit, &mut question.receiver).await {
-            Ok(Ok(RaftReply::Failed(reason))) => {
+            Ok(Ok((RaftReply::Failed(reason), _))) => {
                 Err(RPCError::Unreachable(Unreachable::from_string(reason)))
             }
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(RPCError::Unreachable(Unreachable::from_string("shutting down"))),
+            Ok(Err(_)) => Err(RPCError::Unreachable(Unreachable::from_string(
+                "shutting down",
+            ))),
             Err(_) => Err(RPCError::Timeout(Timeout {
                 action,
                 id: self.me,
@@ -180,7 +271,9 @@ impl Client {
 }
 
 fn unexpected() -> RPCError<TypeConfig> {
-    RPCError::Unreachable(Unreachable::from_string("the answer is of another kind than asked for"))
+    RPCError::Unreachable(Unreachable::from_string(
+        "the answer is of another kind than asked for",
+    ))
 }
 
 impl RaftNetworkV2<TypeConfig> for Client {
@@ -191,11 +284,36 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let (vote, before) = (rpc.vote, rpc.prev_log_id);
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(before);
+        let had = self.outbox.acknowledged(self.target, &vote);
         let rpc = RaftRpc::Append(rpc);
-        match self.ask(rpc, RPCTypes::AppendEntries, option.soft_ttl()).await? {
-            RaftReply::Append(response) => Ok(response),
-            _ => Err(unexpected()),
+        let asked = self.ask(rpc, RPCTypes::AppendEntries, option.soft_ttl());
+        let (RaftReply::Append(response), start) = asked.await? else {
+            return Err(unexpected());
+        };
+        match &response {
+            AppendEntriesResponse::Success => {
+                self.outbox.note_acknowledged(self.target, &vote, last);
+            }
+            AppendEntriesResponse::PartialSuccess(upto) => {
+                self.outbox.note_acknowledged(self.target, &vote, *upto);
+            }
+            AppendEntriesResponse::Conflict if before <= had => {
+                let index = had.map_or(0, |had| had.index);
+                let Sender { boot, nonce, addr } = start;
+                tracing::error!(
+                    node = %self.target, boot, addr, index,
+                    "a follower has lost entries that it had acknowledged: its directory is a copy"
+                );
+                let body = Body::LogReverted { boot, nonce, index };
+                self.outbox.send_to_start(self.target, addr, body);
+                let reason = "its log has lost entries that it had acknowledged";
+                return Err(RPCError::Unreachable(Unreachable::from_string(reason)));
+            }
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => {}
         }
+        Ok(response)
     }
 
     async fn vote(
@@ -203,7 +321,11 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(RaftRpc::Vote(rpc), RPCTypes::Vote, option.soft_ttl()).await? {
+        match self
+            .ask(RaftRpc::Vote(rpc), RPCTypes::Vote, option.soft_ttl())
+            .await?
+            .0
+        {
             RaftReply::Vote(response) => Ok(response),
             _ => Err(unexpected()),
         }
@@ -214,7 +336,11 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.ask(RaftRpc::PreVote(rpc), RPCTypes::Vote, option.soft_ttl()).await? {
+        match self
+            .ask(RaftRpc::PreVote(rpc), RPCTypes::Vote, option.soft_ttl())
+            .await?
+            .0
+        {
             RaftReply::PreVote(response) => Ok(response),
             _ => Err(unexpected()),
         }
@@ -227,13 +353,23 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let last = snapshot.meta.last_log_id;
         // The whole state is a few hundred bytes for each member: one message.
-        let rpc = RaftRpc::Snapshot { vote, meta: snapshot.meta, state: snapshot.snapshot };
+        let rpc = RaftRpc::Snapshot {
+            vote,
+            meta: snapshot.meta,
+            state: snapshot.snapshot,
+        };
         let asked = self.ask(rpc, RPCTypes::InstallSnapshot, option.soft_ttl());
         match Rt::select2(cancel, asked).await {
             Select2::First(closed) => Err(StreamingError::Closed(closed)),
-            Select2::Second(reply) => match reply? {
-                RaftReply::Snapshot(response) => Ok(response),
+            Select2::Second(reply) => match reply?.0 {
+                RaftReply::Snapshot(response) => {
+                    if response.vote == vote {
+                        self.outbox.note_acknowledged(self.target, &vote, last);
+                    }
+                    Ok(response)
+                }
                 _ => Err(unexpected().into()),
             },
         }
@@ -246,13 +382,20 @@ pub(crate) async fn answer(raft: &Raft, rpc: RaftRpc) -> RaftReply {
         RaftReply::Failed(error.to_string())
     }
     match rpc {
-        RaftRpc::Append(rpc) => {
-            raft.append_entries(rpc).await.map_or_else(failed, RaftReply::Append)
-        }
+        RaftRpc::Append(rpc) => raft
+            .append_entries(rpc)
+            .await
+            .map_or_else(failed, RaftReply::Append),
         RaftRpc::Vote(rpc) => raft.vote(rpc).await.map_or_else(failed, RaftReply::Vote),
-        RaftRpc::PreVote(rpc) => raft.pre_vote(rpc).await.map_or_else(failed, RaftReply::PreVote),
+        RaftRpc::PreVote(rpc) => raft
+            .pre_vote(rpc)
+            .await
+            .map_or_else(failed, RaftReply::PreVote),
         RaftRpc::Snapshot { vote, meta, state } => {
-            let snapshot = Snapshot { meta, snapshot: state };
+            let snapshot = Snapshot {
+                meta,
+                snapshot: state,
+            };
             let installed = raft.install_full_snapshot(vote, snapshot).await;
             installed.map_or_else(failed, RaftReply::Snapshot)
         }

@@ -92,7 +92,12 @@ pub struct Sleep {
 impl Sleep {
     fn until(deadline: Instant) -> Sleep {
         let clock = Exec::current().clock().clone();
-        Sleep { deadline, seq: clock.new_seq(), armed: false, clock }
+        Sleep {
+            deadline,
+            seq: clock.new_seq(),
+            armed: false,
+            clock,
+        }
     }
 }
 
@@ -102,7 +107,8 @@ impl Future for Sleep {
         if self.clock.now_ns() >= self.deadline.0 {
             return Poll::Ready(());
         }
-        self.clock.arm(self.deadline.0, self.seq, context.waker().clone());
+        self.clock
+            .arm(self.deadline.0, self.seq, context.waker().clone());
         self.armed = true;
         Poll::Pending
     }
@@ -133,7 +139,9 @@ impl<F: Future> Future for Timeout<F> {
         if let Poll::Ready(value) = self.future.as_mut().poll(context) {
             return Poll::Ready(Ok(value));
         }
-        Pin::new(&mut self.sleep).poll(context).map(|()| Err(TimeoutError))
+        Pin::new(&mut self.sleep)
+            .poll(context)
+            .map(|()| Err(TimeoutError))
     }
 }
 
@@ -216,14 +224,20 @@ impl AsyncRuntime for Rt {
         duration: Duration,
         future: F,
     ) -> Timeout<F> {
-        Timeout { future: Box::pin(future), sleep: Self::sleep(duration) }
+        Timeout {
+            future: Box::pin(future),
+            sleep: Self::sleep(duration),
+        }
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
         deadline: Instant,
         future: F,
     ) -> Timeout<F> {
-        Timeout { future: Box::pin(future), sleep: Sleep::until(deadline) }
+        Timeout {
+            future: Box::pin(future),
+            sleep: Sleep::until(deadline),
+        }
     }
 
     fn is_panic(join_error: &JoinError) -> bool {
@@ -240,7 +254,9 @@ impl AsyncRuntime for Rt {
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
 
     fn new(_threads: usize) -> Rt {
-        Rt { exec: Exec::new(0, VIRTUAL_START_NS) }
+        Rt {
+            exec: Exec::new(0, VIRTUAL_START_NS),
+        }
     }
 
     fn block_on<F, T>(&mut self, future: F) -> T
@@ -280,7 +296,6 @@ impl AsyncRuntime for Rt {
     }
 }
 
-
 struct Flag(Mutex<bool>);
 
 impl Wake for Flag {
@@ -291,7 +306,9 @@ impl Wake for Flag {
 
 impl fmt::Debug for Sleep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep").field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("Sleep")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
     }
 }
 

@@ -83,7 +83,10 @@ impl<T> Drop for Sender<T> {
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
         self.shared.receivers.fetch_add(1, Ordering::AcqRel);
-        Receiver { shared: self.shared.clone(), seen: self.seen }
+        Receiver {
+            shared: self.shared.clone(),
+            seen: self.seen,
+        }
     }
 }
 
@@ -144,7 +147,10 @@ impl<T: OptionalSend + OptionalSync> openraft_rt::WatchSender<Watch, T> for Send
     fn subscribe(&self) -> Receiver<T> {
         self.0.receivers.fetch_add(1, Ordering::AcqRel);
         let _value = self.0.read();
-        Receiver { shared: self.0.clone(), seen: self.0.version.load(Ordering::Acquire) }
+        Receiver {
+            shared: self.0.clone(),
+            seen: self.0.version.load(Ordering::Acquire),
+        }
     }
 }
 
@@ -152,7 +158,10 @@ impl<T: OptionalSend + OptionalSync> openraft_rt::WatchReceiver<Watch, T> for Re
     async fn changed(&mut self) -> Result<(), RecvError> {
         let shared = &self.shared;
         let seen = &mut self.seen;
-        let mut place = Place { shared, number: None };
+        let mut place = Place {
+            shared,
+            number: None,
+        };
         poll_fn(|context| {
             // Senders change the version first and take this lock second, so no change is missed.
             let mut waiters = lock(&shared.waiters);

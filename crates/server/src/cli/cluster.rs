@@ -23,7 +23,7 @@ const DIGEST_PATIENCE: Duration = Duration::from_secs(305);
 /// Arguments of `init`.
 #[derive(Args, Debug)]
 pub(super) struct InitArgs {
-    /// Nodes that form the first ring [default: those known now]
+    /// Nodes that form the first ring, at least [default: those known now]
     #[arg(long, value_name = "NODES")]
     nodes: Option<u32>,
     /// Replicas of each key (N) [default: 3, or as many as there are nodes]

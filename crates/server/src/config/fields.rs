@@ -134,8 +134,9 @@ config_fields! {
     request_timeout_ms: u32 = 2_000, "ms",
         "How long a request waits for its quorum, unless it says otherwise itself.",
         "Too short: slow disks make writes of unknown outcome. Too long: clients hang.";
-    hedge_delay_ms: u32 = 20, "ms",
-        "After how long a read also asks the replicas it had spared.",
+    hedge_delay_max_ms: u32 = 50, "ms",
+        "After this long at most a read also asks the replicas it had spared; the latency of recent \
+         reads decides when exactly.",
         "Too short: more work for each read. Too long: one slow node slows reads.";
     value_bytes_max: u64 = VALUE_BYTES_MAX as u64, "bytes",
         "The largest value that is accepted. At most 16 MiB.",
@@ -143,6 +144,9 @@ config_fields! {
     pending_requests_max: u32 = 65_536, "requests",
         "Requests being coordinated at a time; more are refused as overload.",
         "Too low: load is shed for nothing. Too high: memory and waiting grow under overload.";
+    pending_bytes_max: u64 = 256 * 1024 * 1024, "bytes",
+        "Bytes of values among them; more writes are refused as overload.",
+        "Below value_bytes_max, large values are never accepted.";
     resp_connections_max: u32 = 10_000, "connections",
         "Redis clients at a time; more are refused.",
         "Beyond the process' limit of open files (`ulimit -n`) accepting fails instead.";
@@ -153,19 +157,23 @@ config_fields! {
         "HTTP data requests at a time; more are answered 503. Health and metrics are not counted.",
         "Too low: load is shed for nothing.";
     hint_bytes_max: u64 = 1024 * 1024 * 1024, "bytes",
-        "Disk for writes that unreachable replicas missed. Full: no more hints are kept.",
+        "Disk for the writes that one unreachable replica missed. Full: no more are kept for it.",
         "Too low: a returning replica needs read repair or sync to catch up.";
     hint_age_max_ms: u64 = 3 * 60 * 60 * 1_000, "ms",
         "How long a hint is kept for a replica that does not return.",
         "Too short: a replica that was away longer needs sync to catch up.";
-    gossip_interval_ms: u32 = 200, "ms",
+    gossip_probe_ms: u32 = 1_000, "ms",
         "How often gossip probes another node.",
-        "Too long: a dead node is noticed late. Too short: a busy node is held for dead.";
-    raft_heartbeat_ms: u32 = 150, "ms",
+        "Too long: a dead node is noticed late.";
+    gossip_suspect_ms: u32 = 2_500, "ms",
+        "How long a node that does not answer probes is suspected before it is held for dead.",
+        "Too short: a busy node is held for dead. Too long: a dead one is asked in vain.";
+    raft_heartbeat_ms: u32 = 100, "ms",
         "How often the Raft leader says that it lives.",
         "Has to be well below raft_election_timeout_ms.";
-    raft_election_timeout_ms: u32 = 1_000, "ms",
-        "After how long of silence the leader is held for dead. Data requests do not wait for it.",
+    raft_election_timeout_ms: u32 = 400, "ms",
+        "After how long of silence, up to twice that, the leader is held for dead. Data requests do \
+         not wait for it.",
         "Too short: elections without end on a slow network.";
     epoch_interval_ms: u64 = 15 * 60 * 1_000, "ms",
         "How often the Raft leader begins a new epoch, the unit of verification.",
@@ -174,7 +182,8 @@ config_fields! {
         "Writes stamped further ahead of this node's clock are refused. At most 5000.",
         "Below the real skew of the nodes' clocks, good writes are refused: run NTP.";
     log_level: String = "info".to_owned(), "filter",
-        "Which log lines are written: error, warn, info, debug, trace, or `info,mds_node=debug`.",
+        "Which log lines are written: error, warn, info, debug or trace of this program, with \
+         warnings of its libraries; or a filter such as `warn,mds_cluster=debug,openraft=info`.",
         "Below info, a node's life cannot be followed.";
     log_format: LogFormat = LogFormat::Text, "text|json",
         "Log lines for people or for programs. They go to standard error.",

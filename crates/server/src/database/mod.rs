@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod node;
 mod sample;
 
 use std::future::Future;
@@ -16,6 +17,7 @@ use mds_node::api::{Outcome, Request, RequestError};
 use mds_types::{ClusterConfig, PartitionId};
 use serde::{Deserialize, Serialize};
 
+pub use node::RunningNode;
 pub use sample::{Reading, Sample};
 
 /// An answer that comes later.
@@ -42,7 +44,8 @@ pub trait Database: Send + Sync + 'static {
 /// How a cluster is to be born.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Init {
-    /// Nodes the first ring is formed of. The call waits, within limits, until as many are known.
+    /// Nodes the first ring is formed of, at least. The call waits, within limits, until as many are
+    /// known, and takes in all that are.
     pub nodes: u32,
     /// What is agreed for the cluster's life.
     pub config: ClusterConfig,

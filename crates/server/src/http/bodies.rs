@@ -225,7 +225,7 @@ pub struct DigestBody {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitBody {
-    /// Nodes that form the first ring; left out: those known now.
+    /// Nodes that form the first ring, at least; left out: those known now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<u32>,
     /// Replicas; left out: 3, or as many as there are nodes.

@@ -206,7 +206,11 @@ impl Watched {
             if self.pids.get(&node) == Some(&pid) {
                 continue;
             }
-            let handle = AsyncFd::register_with_interest(process.into_fd(), Interest::READABLE)?;
+            // SAFETY: the descriptor is owned by what is handed over, stays the same and stays open
+            // until that is dropped, which takes back the registration first.
+            let handle =
+                unsafe { AsyncFd::register_with_interest(process.into_fd(), Interest::READABLE) }
+                    .map_err(|error| Failure::unavailable(error.to_string()))?;
             self.pids.insert(node, pid);
             self.ends.spawn(async move {
                 // An error would be the runtime's end, and then nobody waits any more.

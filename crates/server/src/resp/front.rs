@@ -101,6 +101,12 @@ impl RespFront {
         self.shared.commands
     }
 
+    /// As if this node had been restarted, or the next call went to another.
+    #[cfg(test)]
+    pub(super) fn forget_cursors(&mut self) {
+        self.shared.cursors.forget_all();
+    }
+
     fn conn_of(&self, id: u64) -> Option<&Conn> {
         self.conns.get(*self.by_id.get(&id)?)
     }

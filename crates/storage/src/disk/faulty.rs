@@ -1,17 +1,18 @@
 //! A disk in memory that fails the way disks fail, from a seed.
 //!
-//! Every file and every name exists twice: as programs see it, and as it would be found after a loss
-//! of power. Between the two lie pending changes:
+//! Every file and every name exists twice: as programs see it, and as it would be found after a
+//! loss of power. Between the two lie pending changes:
 //!
-//! - [`FaultyDisk::crash`] is a loss of power: of each file, a random prefix of the unsynced changes
-//!   survives, the last append perhaps torn; of each directory, unsynced creations, renames and
-//!   removals survive or are lost independently, as POSIX permits;
+//! - [`FaultyDisk::crash`] is a loss of power: of each file, a random prefix of the unsynced
+//!   changes survives, the last append perhaps torn; of each directory, unsynced creations, renames
+//!   and removals survive or are lost independently, as POSIX permits;
 //! - [`FaultyDisk::process_crash`] is a kill: everything handed to the disk stays, but is no more
 //!   durable than before;
 //! - [`FaultyDisk::fail_after_ops`] stops the world at an exact operation, which may still take
 //!   effect in part;
 //! - a failed sync ([`FaultyDisk::fail_sync_in`]) may drop the dirty pages while they can still be
-//!   read, and the next sync then succeeds without them: what Linux does (Rebello et al., ATC 2020);
+//!   read, and the next sync then succeeds without them: what Linux does (Rebello et al., ATC
+//!   2020);
 //! - the disk can be full ([`FaultyDisk::set_capacity`]), refuse reads, and rot
 //!   ([`FaultyDisk::rot`]).
 //!
@@ -102,14 +103,14 @@ impl FaultyDisk {
         state.restart();
     }
 
-    /// Death of the process. Nothing is lost, nothing becomes durable. Planned faults are forgotten,
-    /// except the capacity.
+    /// Death of the process. Nothing is lost, nothing becomes durable. Planned faults are
+    /// forgotten, except the capacity.
     pub fn process_crash(&self) {
         self.state.lock().restart();
     }
 
-    /// Lets `ops` more mutations succeed. The next one fails, perhaps having taken effect (an append
-    /// in part), and from then on everything fails until a crash.
+    /// Lets `ops` more mutations succeed. The next one fails, perhaps having taken effect (an
+    /// append in part), and from then on everything fails until a crash.
     pub fn fail_after_ops(&self, ops: u64) {
         self.state.lock().ops_left = Some(ops);
     }

@@ -8,8 +8,9 @@
 //! 3. the segment's file is deleted, durably;
 //! 4. only then is n+1 handed over.
 //!
-//! A crash before the commit point finds the segment and flushes it again, onto an engine that holds
-//! part of it and nothing later. A crash after it finds the commit point and deletes the segment.
+//! A crash before the commit point finds the segment and flushes it again, onto an engine that
+//! holds part of it and nothing later. A crash after it finds the commit point and deletes the
+//! segment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -147,8 +147,8 @@ impl StoreReader {
     }
 
     /// Drops the run files of the epochs up to and including `epoch`, durably: for epochs that are
-    /// verified. Rows still in tables come back with their flush. Returns the number of files. Waits
-    /// for a flush that is going on.
+    /// verified. Rows still in tables come back with their flush. Returns the number of files.
+    /// Waits for a flush that is going on.
     ///
     /// # Errors
     /// If the disk fails, which poisons the store.

@@ -2,7 +2,8 @@
 //!
 //! 1. Half-written files (`*.tmp`) are removed. Names found are made durable: what a killed process
 //!    renamed may not have been.
-//! 2. Segments that a run file commits are in the engine: they are deleted. They must be the oldest.
+//! 2. Segments that a run file commits are in the engine: they are deleted. They must be the
+//!    oldest.
 //! 3. Run files of segments that are not committed come from a flush that was cut short: they are
 //!    deleted; the flush will write them again.
 //! 4. The other segments are replayed in order. All but the newest must be whole, and no number

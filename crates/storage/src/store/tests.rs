@@ -8,6 +8,7 @@ use mds_types::{Body, Hlc, NodeId, PartitionId, Version};
 
 mod faults;
 mod model;
+mod order;
 
 /// A disk and an engine that outlive stores.
 struct Bench {
@@ -345,6 +346,36 @@ fn too_much_index_drops_the_oldest_closed_epochs() {
         .collect();
     assert_eq!(left, [5, 6]);
     assert_eq!(store.reader().stats().epochs_dropped, 4);
+}
+
+#[test]
+fn real_files_and_the_default_engine_keep_everything_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(crate::disk::RealDisk::new(dir.path().to_path_buf()));
+    let options = StoreOptions {
+        segment_bytes_max: 1_500,
+        ..StoreOptions::default()
+    };
+    for life in 0..3u64 {
+        let engine = crate::engine::open("fjall", &dir.path().join("engine")).unwrap();
+        let mut store = Store::open(disk.clone(), engine.clone(), options.clone()).unwrap();
+        let reader = store.reader();
+        for n in 0..100u64 {
+            let expected = (life > 0).then(|| 1000 * (life - 1) + n);
+            assert_eq!(hlc_of(&reader, &format!("k{n}")), expected);
+            merge(&mut store, &format!("k{n}"), 1000 * life + n);
+            store.flusher().work().unwrap();
+        }
+        assert!(reader.stats().flushes > 1 && reader.stats().table_records > 0);
+        // The second life ends without closing: its last records are in the log only.
+        if life == 0 {
+            store.close().unwrap();
+            assert_eq!(reader.stats().table_records, 0);
+        }
+        let all = (0..256).flat_map(|p| reader.scan(PartitionId(p), None, 1000).unwrap());
+        assert_eq!(all.count(), 100);
+        engine.close().unwrap();
+    }
 }
 
 /// On real files, with readers and a flusher on threads of their own: a reader never sees a key go

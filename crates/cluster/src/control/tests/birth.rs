@@ -21,7 +21,11 @@ fn three_nodes_form_a_cluster() {
     assert_eq!(view.topology.version, TopologyVersion(1));
     assert_eq!(view.topology.members.len(), 3);
     assert_eq!(view.raft.voters.len(), 3);
-    assert!(view.members.values().all(|member| member.stage == MemberStage::Active));
+    assert!(
+        view.members
+            .values()
+            .all(|member| member.stage == MemberStage::Active)
+    );
     let [Ok(AdminReply::Born { cluster, members })] = &world.nodes[0].admin[..] else {
         panic!("{:?}", world.nodes[0].admin);
     };
@@ -36,7 +40,9 @@ fn of_seven_nodes_five_vote_and_two_learn() {
     });
     let zones_of_voters = |zone: usize| {
         let voters = &world.view(0).raft.voters;
-        (0..7).filter(|node| node % 3 == zone && voters.contains(&world.id(*node))).count()
+        (0..7)
+            .filter(|node| node % 3 == zone && voters.contains(&world.id(*node)))
+            .count()
     };
     let mut spread = [0, 1, 2].map(zones_of_voters);
     spread.sort_unstable();
@@ -64,7 +70,10 @@ fn init_says_why_not() {
     world.init(1, 3);
     world.init(1, 3);
     let cluster = world.view(1).cluster;
-    assert_eq!(world.nodes[1].admin.pop(), Some(Err(AdminError::AlreadyFormed(cluster))));
+    assert_eq!(
+        world.nodes[1].admin.pop(),
+        Some(Err(AdminError::AlreadyFormed(cluster)))
+    );
 }
 
 /// Whoever crashes whenever, with or without its power: there is one cluster in the end, and it has

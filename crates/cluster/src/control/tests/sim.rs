@@ -20,7 +20,7 @@ pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
 
 /// Events at one instant of which it is a bug if they do not end.
-const EVENTS_PER_INSTANT_MAX: u32 = 10_000;
+const EVENTS_PER_INSTANT_MAX: u64 = 10_000;
 
 enum Event {
     Turn { node: usize },
@@ -195,7 +195,10 @@ impl World {
     }
 
     pub(super) fn init(&mut self, node: usize, expected_nodes: usize) {
-        let request = AdminRequest::Init { config: ClusterConfig::default(), expected_nodes };
+        let request = AdminRequest::Init {
+            config: ClusterConfig::default(),
+            expected_nodes,
+        };
         let now = self.now;
         if let Some(control) = &mut self.nodes[node].control {
             control.on_admin(now, 1, request);
@@ -216,13 +219,18 @@ impl World {
     }
 
     pub(super) fn running(&self) -> Vec<usize> {
-        (0..self.nodes.len()).filter(|node| self.nodes[*node].control.is_some()).collect()
+        (0..self.nodes.len())
+            .filter(|node| self.nodes[*node].control.is_some())
+            .collect()
     }
 
     pub(super) fn leader(&self) -> Option<usize> {
         let leads = |node: &usize| self.view(*node).raft.role == RaftRole::Leader;
         // A leader that is cut off does not know yet that it leads nobody.
-        self.running().into_iter().filter(leads).max_by_key(|node| self.view(*node).raft.term)
+        self.running()
+            .into_iter()
+            .filter(leads)
+            .max_by_key(|node| self.view(*node).raft.term)
     }
 
     pub(super) fn clusters(&self) -> BTreeSet<ClusterId> {
@@ -244,7 +252,9 @@ impl World {
     }
 
     pub(super) fn standing_is(&self, standing: &Standing, nodes: &[usize]) -> bool {
-        nodes.iter().all(|node| self.view(*node).standing == *standing)
+        nodes
+            .iter()
+            .all(|node| self.view(*node).standing == *standing)
     }
 
     /// Runs until `done`, at most for `limit` nanoseconds. Returns how long it took.
@@ -253,7 +263,12 @@ impl World {
         let start = self.now;
         while !done(self) {
             let waited = self.now - start;
-            assert!(waited <= limit, "not within {} ms:\n{}", limit / MS, self.describe());
+            assert!(
+                waited <= limit,
+                "not within {} ms:\n{}",
+                limit / MS,
+                self.describe()
+            );
             self.step();
         }
         self.now - start
@@ -261,7 +276,12 @@ impl World {
 
     pub(super) fn run_for(&mut self, duration: u64) {
         let end = self.now + duration;
-        while self.queue.keys().next().is_some_and(|(time, _)| *time <= end) {
+        while self
+            .queue
+            .keys()
+            .next()
+            .is_some_and(|(time, _)| *time <= end)
+        {
             self.step();
         }
         self.now = end;
@@ -274,7 +294,7 @@ impl World {
             return;
         };
         self.events = if time > self.now { 0 } else { self.events + 1 };
-        assert!(self.events < EVENTS_PER_INSTANT_MAX as u64, "time stands still");
+        assert!(self.events < EVENTS_PER_INSTANT_MAX, "time stands still");
         self.now = self.now.max(time);
         match event {
             Event::Turn { node } => {
@@ -319,11 +339,15 @@ impl World {
     fn after(&mut self, node: usize) {
         let now = self.now;
         let entry = &mut self.nodes[node];
-        let Some(control) = &mut entry.control else { return };
+        let Some(control) = &mut entry.control else {
+            return;
+        };
         control.turn(now);
         let outputs = control.outputs();
         let deadline = control.next_deadline();
-        entry.admin.extend(outputs.admin.into_iter().map(|(_, answer)| answer));
+        entry
+            .admin
+            .extend(outputs.admin.into_iter().map(|(_, answer)| answer));
         if let Some(reason) = outputs.fatal {
             entry.died_of = Some(reason);
             entry.control = None;
@@ -344,7 +368,10 @@ impl World {
         }
         if let Some(deadline) = deadline {
             let at = deadline.max(self.now);
-            if self.nodes[node].next_turn.is_none_or(|planned| at < planned) {
+            if self.nodes[node]
+                .next_turn
+                .is_none_or(|planned| at < planned)
+            {
                 self.nodes[node].next_turn = Some(at);
                 self.schedule(at, Event::Turn { node });
             }
@@ -352,11 +379,17 @@ impl World {
     }
 
     fn transmit(&mut self, from: usize, addr: &str, bytes: Bytes, datagram: bool) {
-        let Some(&to) = self.by_addr.get(addr) else { return };
+        let Some(&to) = self.by_addr.get(addr) else {
+            return;
+        };
         if self.cut.contains(&(from, to)) || self.rng.next() % 100 < self.loss_percent {
             return;
         }
-        let copies = if self.rng.next() % 100 < self.loss_percent { 2 } else { 1 };
+        let copies = if self.rng.next() % 100 < self.loss_percent {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             let at = self.now + self.between(MS / 5, 3 * MS);
             let bytes = bytes.clone();
@@ -379,11 +412,16 @@ impl World {
     }
 
     fn check_agreement(&mut self, node: usize) {
-        let Some(parts) = &self.control(node).raft else { return };
+        let Some(parts) = &self.control(node).raft else {
+            return;
+        };
         let (index, digest) = {
             let applied = lock(&parts.applied);
             let Some(last) = applied.last else { return };
-            (last.index, xxh3_64_with_seed(&applied.state.encode().unwrap(), last.index))
+            (
+                last.index,
+                xxh3_64_with_seed(&applied.state.encode().unwrap(), last.index),
+            )
         };
         let key = (self.view(node).cluster, index);
         let agreed = *self.digests.entry(key).or_insert(digest);

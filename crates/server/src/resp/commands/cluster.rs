@@ -89,26 +89,28 @@ pub(super) fn host_and_port(addr: &str) -> (&str, u16) {
 struct Range {
     first: u16,
     last: u16,
+    /// All replicas, living ones first.
     nodes: Vec<NodeId>,
+    /// How many of them to send clients to: those alive, or all if none seems to be.
+    serving: usize,
 }
 
-/// Who serves which slots: living replicas first, dead ones left out unless all are.
 fn ranges(view: &ClusterView, placement: &Placement) -> Vec<Range> {
     let mut ranges: Vec<Range> = Vec::new();
     for partition in (0..placement.partition_count()).map(PartitionId) {
-        let replicas = placement.replicas(partition);
-        if replicas.is_empty() {
-            continue;
-        }
-        let alive = replicas.iter().copied().filter(|&node| view.is_alive(node));
-        let mut nodes: Vec<NodeId> = alive.collect();
-        if nodes.is_empty() {
-            nodes = replicas.to_vec();
-        }
+        let mut nodes = placement.replicas(partition).to_vec();
+        nodes.sort_by_key(|&node| !view.is_alive(node));
+        let alive = nodes.partition_point(|&node| view.is_alive(node));
         let (first, last) = slots_of(partition, placement.partition_count());
         match ranges.last_mut() {
-            Some(range) if range.last + 1 == first && range.nodes == nodes => range.last = last,
-            _ => ranges.push(Range { first, last, nodes }),
+            _ if nodes.is_empty() => {}
+            Some(range) if range.nodes == nodes => range.last = last,
+            _ => ranges.push(Range {
+                first,
+                last,
+                serving: if alive == 0 { nodes.len() } else { alive },
+                nodes,
+            }),
         }
     }
     ranges
@@ -143,7 +145,7 @@ fn slots(call: &mut Call<'_>) -> Planned {
             Reply::Integer(i64::from(range.first)),
             Reply::Integer(i64::from(range.last)),
         ];
-        fields.extend(range.nodes.iter().map(node));
+        fields.extend(range.nodes.iter().take(range.serving).map(node));
         Reply::Array(fields)
     });
     reply(Reply::Array(ranges.collect()))
@@ -189,6 +191,21 @@ fn shard_node(view: &ClusterView, node: NodeId, first: bool) -> Reply {
     ])
 }
 
+/// The slots that a node comes first for, adjacent ones merged.
+fn slots_first_served_by(node: NodeId, ranges: &[Range]) -> Vec<(u16, u16)> {
+    let mut slots: Vec<(u16, u16)> = Vec::new();
+    for range in ranges
+        .iter()
+        .filter(|range| range.nodes.first() == Some(&node))
+    {
+        match slots.last_mut() {
+            Some((_, last)) if *last + 1 == range.first => *last = range.last,
+            _ => slots.push((range.first, range.last)),
+        }
+    }
+    slots
+}
+
 /// One line per member, all of them masters, each of the slots that it comes first for.
 fn nodes(call: &mut Call<'_>) -> Planned {
     let ranges = ranges_now(call);
@@ -219,13 +236,10 @@ fn nodes(call: &mut Call<'_>) -> Planned {
             long_id(node),
             view.topology.version,
         );
-        for range in ranges
-            .iter()
-            .filter(|range| range.nodes.first() == Some(&node))
-        {
-            let _ = match range.first == range.last {
-                true => write!(text, " {}", range.first),
-                false => write!(text, " {}-{}", range.first, range.last),
+        for (first, last) in slots_first_served_by(node, &ranges) {
+            let _ = match first == last {
+                true => write!(text, " {first}"),
+                false => write!(text, " {first}-{last}"),
             };
         }
         text.push('\n');

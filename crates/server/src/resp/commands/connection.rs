@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use mds_node::api::Now;
-use mds_protocol::check_quorum;
 
 use super::{
     Action, Answer, Call, Conn, NOT_AN_INTEGER, Planned, REDIS_VERSION, SYNTAX_ERROR, ok, reply,
@@ -233,12 +232,11 @@ pub(super) fn consistency(call: &mut Call<'_>) -> Planned {
             return Err(SYNTAX_ERROR.into());
         }
         let number = call.integer(index + 1)?;
-        let quorum = |name| {
-            let quorum = u8::try_from(number).unwrap_or(if number < 0 { 0 } else { u8::MAX });
-            match check_quorum(name, quorum, replicas) {
-                Ok(()) => Ok(Some(quorum)),
-                Err(error) => Err(Cow::from(format!("ERR {error}"))),
-            }
+        let quorum = |name: &str| match u8::try_from(number) {
+            Ok(quorum) if (1..=replicas).contains(&quorum) => Ok(Some(quorum)),
+            _ => Err(format!(
+                "ERR {name} is {number}: it has to be 1 to n, and n is {replicas}"
+            )),
         };
         if call.is(index, "R") {
             consistency.read_quorum = quorum("r")?;

@@ -40,13 +40,38 @@ pub(super) fn find(name: &[u8]) -> Option<Found> {
     upper.copy_from_slice(name);
     upper.make_ascii_uppercase();
     let upper = &*upper;
-    if let Ok(index) = COMMANDS.binary_search_by(|spec| spec.name.as_bytes().cmp(upper)) {
-        return Some(Found::Known(&COMMANDS[index]));
+    if let Ok(index) = HEADS.binary_search(&head(upper)) {
+        let spec = &COMMANDS[index];
+        return (spec.name.as_bytes() == upper).then_some(Found::Known(spec));
     }
     let index = REFUSED
         .binary_search_by(|name| name.as_bytes().cmp(upper))
         .ok()?;
     Some(Found::Refused(REFUSED[index]))
+}
+
+/// The first eight bytes of each name, as numbers of the same order: this is searched for every
+/// command, and numbers compare faster than text. No two commands share a head, and none shares one
+/// with a refused name; a test says so.
+const HEADS: [u64; COMMANDS.len()] = {
+    let mut heads = [0; COMMANDS.len()];
+    let mut index = 0;
+    while index < heads.len() {
+        heads[index] = head(COMMANDS[index].name.as_bytes());
+        index += 1;
+    }
+    heads
+};
+
+const fn head(name: &[u8]) -> u64 {
+    let mut number = 0;
+    let mut index = 0;
+    while index < 8 {
+        let byte = if index < name.len() { name[index] } else { 0 };
+        number = number << 8 | byte as u64;
+        index += 1;
+    }
+    number
 }
 
 const READ: &[&str] = &["readonly", "fast"];
@@ -166,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_lists_are_sorted_so_that_names_are_found() {
-        assert!(COMMANDS.is_sorted_by(|a, b| a.name < b.name));
+        assert!(HEADS.is_sorted_by(|a, b| a < b));
         assert!(REFUSED.is_sorted_by(|a, b| a < b));
         for spec in COMMANDS {
             let lower = spec.name.to_lowercase();

@@ -166,12 +166,14 @@ impl Scan {
     }
 }
 
-/// `RANDOMKEY`: a key from the first page of the first partition, from a random one on, that has
-/// any. Not every key is equally likely, and keys far down a partition never come.
+/// `RANDOMKEY`: a key from the first page that holds any, beginning with a random partition. Not every
+/// key is equally likely, and keys far down a partition never come.
 #[derive(Debug)]
 pub(in crate::resp) struct RandomKey {
     partition_count: u16,
     partition: u16,
+    /// Where the partition's next page begins, if its first held nothing alive.
+    after: Option<Bytes>,
     tried: u16,
     pick: u64,
     reply: Reply,
@@ -183,41 +185,47 @@ impl RandomKey {
         RandomKey {
             partition_count,
             partition: (random % u64::from(partition_count.max(1))) as u16,
-            tried: 0,
+            after: None,
+            tried: 1,
             pick: random >> 16,
             reply: Reply::Null,
         }
     }
 
-    pub(super) fn next_page(&mut self) -> Op {
-        let op = Op::Scan {
+    pub(super) fn next_page(&self) -> Op {
+        Op::Scan {
             partition: PartitionId(self.partition),
-            after: None,
+            after: self.after.clone(),
             limit: PAGE_RECORDS,
-        };
-        self.partition = (self.partition + 1) % self.partition_count.max(1);
-        self.tried += 1;
-        op
+        }
     }
 
     pub(super) fn on_done(&mut self, result: Result<Outcome, RequestError>) -> Option<Op> {
-        match result {
-            Ok(Outcome::Page { mut records, .. }) if !records.is_empty() => {
-                let index = (self.pick % records.len() as u64) as usize;
-                self.reply = Reply::Bulk(records.swap_remove(index).key);
-                None
-            }
-            Ok(Outcome::Page { .. }) if self.tried < self.partition_count => Some(self.next_page()),
-            Ok(Outcome::Page { .. }) => None,
+        let (mut records, next) = match result {
+            Ok(Outcome::Page { records, next }) => (records, next),
             Ok(_) => {
                 self.reply = failed(&unexpected());
-                None
+                return None;
             }
             Err(error) => {
                 self.reply = failed(&error);
-                None
+                return None;
             }
+        };
+        if !records.is_empty() {
+            let index = (self.pick % records.len() as u64) as usize;
+            self.reply = Reply::Bulk(records.swap_remove(index).key);
+            return None;
         }
+        if next.is_none() {
+            if self.tried >= self.partition_count {
+                return None;
+            }
+            self.tried += 1;
+            self.partition = (self.partition + 1) % self.partition_count.max(1);
+        }
+        self.after = next;
+        Some(self.next_page())
     }
 
     pub(super) fn finish(self) -> Reply {

@@ -51,8 +51,8 @@ impl Inode {
         }
     }
 
-    /// A failed sync that dropped the dirty pages and marked them clean: they can still be read, and
-    /// the next sync succeeds without writing them.
+    /// A failed sync that dropped the dirty pages and marked them clean: they can still be read,
+    /// and the next sync succeeds without writing them.
     pub(super) fn drop_dirty_pages(&mut self) {
         for change in &mut self.pending {
             if let Change::Append(bytes) = change {
@@ -220,8 +220,9 @@ impl Names {
         self.pending = rest;
     }
 
-    /// Keeps or loses each pending change by a coin. What builds on a lost change of the same name is
-    /// lost with it, as no file system reorders those; what lies in a lost directory is lost too.
+    /// Keeps or loses each pending change by a coin. What builds on a lost change of the same name
+    /// is lost with it, as no file system reorders those; what lies in a lost directory is lost
+    /// too.
     pub(super) fn lose_power(&mut self, random: &mut SplitMix64) {
         let mut lost: BTreeSet<String> = BTreeSet::new();
         for change in self.pending.drain(..) {

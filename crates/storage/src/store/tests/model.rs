@@ -1,9 +1,9 @@
 //! Random lives of a store, with every fault the disk and the engine have, against a plain model.
 //!
 //! The model knows the order in which records won. After a crash the store must stand exactly where
-//! it stood after *some* number of them: at least all that were acknowledged if the process died, or
-//! if the power went under [`FsyncPolicy::Always`]; else at least all that were synced. Records and
-//! epoch index must agree on that number. What is found at start-up is durable from then on.
+//! it stood after *some* number of them: at least all that were acknowledged if the process died,
+//! or if the power went under [`FsyncPolicy::Always`]; else at least all that were synced. Records
+//! and epoch index must agree on that number. What is found at start-up is durable from then on.
 
 use std::collections::BTreeMap;
 
@@ -200,7 +200,7 @@ impl Life {
         }
         assert!(
             matches,
-            "seed {}: found {found:?}\nwhich is not {:?}\nand the first of (at least {at_least}) {:?}",
+            "seed {}: found {found:?}\nis not {:?}\nand the first of (at least {at_least}) {:?}",
             self.seed,
             self.durable,
             self.history.iter().map(brief).collect::<Vec<_>>()
@@ -262,8 +262,8 @@ impl Life {
 
     fn check(&mut self) {
         if let Some(reader) = self.store.as_ref().map(Store::reader) {
-            // A planned crash point does not stop reads of tables and engine, but those of run files
-            // once it is reached.
+            // A planned crash point does not stop reads of tables and engine, but those of run
+            // files once it is reached.
             if !self.bench.disk.is_stopped() {
                 assert_eq!(self.content(&reader), self.visible, "seed {}", self.seed);
             }
@@ -336,8 +336,9 @@ impl Life {
         disk.set_capacity(Some(disk.used_bytes() + self.random.below(400)));
         for _ in 0..6 {
             self.merge();
-            if let Some(store) = &self.store {
-                let _ = store.flusher().work();
+            let flushed = self.store.as_ref().map(|store| store.flusher().work());
+            if flushed.is_some_and(is_poisoned) {
+                self.crash();
             }
         }
         self.bench.disk.set_capacity(None);

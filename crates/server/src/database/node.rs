@@ -1,0 +1,244 @@
+//! The running node as the database behind the HTTP front-end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mds_cluster::control::{AdminError as ControlError, AdminRequest};
+use mds_cluster::{ClusterView, MemberStage, RaftRole, Standing};
+use mds_node::api::{Outcome, Request, RequestError};
+use mds_node::core::{CoreStats, LatencyHistogram, Outcomes};
+use mds_node::shell::NodeHandle;
+use mds_storage::store::StoreStats;
+
+use super::{AdminError, Answer, Database, Init, PartitionDigest, Reading, Sample};
+
+/// How long `init` waits until gossip has found as many nodes as it is to form the ring of.
+const GATHER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running node.
+pub struct RunningNode {
+    handle: NodeHandle,
+}
+
+impl RunningNode {
+    /// The node behind this handle.
+    pub fn new(handle: NodeHandle) -> RunningNode {
+        RunningNode { handle }
+    }
+}
+
+impl Database for RunningNode {
+    fn request(&self, request: Request) -> Answer<'_, Result<Outcome, RequestError>> {
+        Box::pin(self.handle.request(request))
+    }
+
+    fn view(&self) -> Arc<ClusterView> {
+        self.handle.view()
+    }
+
+    fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {
+        Box::pin(async move {
+            let gathered = gather(self.handle.clone(), init.nodes);
+            // Too few in time: the control part refuses, and says whom it sees.
+            let _ = tokio::time::timeout(GATHER_TIMEOUT, gathered).await;
+            let request = AdminRequest::Init {
+                config: init.config,
+                expected_nodes: init.nodes as usize,
+            };
+            match self.handle.admin(request).await {
+                Some(Ok(_)) => Ok(()),
+                Some(Err(error)) => Err(admin_error(&error)),
+                None => Err(AdminError::Unavailable("this node is shutting down".to_owned())),
+            }
+        })
+    }
+
+    fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {
+        let handle = self.handle.clone();
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || handle.digests()).await;
+            let digests = match read {
+                Ok(Ok(digests)) => digests,
+                Ok(Err(reason)) => return Err(AdminError::Unavailable(reason)),
+                Err(error) => return Err(AdminError::Unavailable(error.to_string())),
+            };
+            let digests = digests.into_iter().map(|digest| PartitionDigest {
+                partition: digest.partition,
+                records: digest.records,
+                tombstones: digest.tombstones,
+                digest: format!("{:032x}", digest.hash),
+            });
+            Ok(digests.collect())
+        })
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let stats = self.handle.stats();
+        let mut samples = core_samples(&stats.core);
+        if let Some(store) = &stats.store {
+            samples.extend(store_samples(store));
+        }
+        samples.extend(view_samples(&self.handle.view()));
+        samples
+    }
+}
+
+/// Waits until this node knows of so many nodes, itself included.
+async fn gather(mut handle: NodeHandle, nodes: u32) {
+    loop {
+        let view = handle.view();
+        let alive = view.peers.values().filter(|peer| peer.alive).count();
+        if view.standing != Standing::Unborn || alive + 1 >= nodes as usize {
+            return;
+        }
+        if !handle.view_changed().await {
+            return;
+        }
+    }
+}
+
+fn admin_error(error: &ControlError) -> AdminError {
+    let words = error.to_string();
+    match error {
+        ControlError::AlreadyFormed(_) | ControlError::ClusterInReach { .. } => {
+            AdminError::Conflict(words)
+        }
+        ControlError::Invalid(_) => AdminError::BadRequest(words),
+        ControlError::TooFewNodes { .. }
+        | ControlError::StillForming(_)
+        | ControlError::Stopped(_)
+        | ControlError::Busy => AdminError::Unavailable(words),
+    }
+}
+
+fn core_samples(core: &CoreStats) -> Vec<Sample> {
+    let operations = [
+        ("get", &core.gets),
+        ("put", &core.puts),
+        ("delete", &core.deletes),
+        ("scan", &core.scans),
+    ];
+    let mut samples = Vec::new();
+    for (operation, outcomes) in operations {
+        samples.extend(outcome_samples(operation, outcomes));
+    }
+    for (operation, outcomes) in operations {
+        samples.push(latency_sample(operation, &outcomes.latency));
+    }
+    let counter = Sample::counter;
+    let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
+    samples.extend([
+        gauge("pending_requests", "Requests being coordinated now.", core.pending),
+        counter("replica_writes", "Records stored on behalf of coordinators.", core.replica_puts),
+        counter("replica_reads", "Reads answered on behalf of coordinators.", core.replica_gets),
+        counter("replica_refusals", "Requests refused as a replica.", core.replica_refusals),
+        counter("hedged_reads", "Reads that asked one replica more.", core.hedges),
+        counter("read_disagreements", "Reads whose replicas disagreed.", core.disagreements),
+        counter("read_repairs", "Records sent to replicas that were behind.", core.repairs),
+        counter("hints_stored", "Writes kept for unreachable replicas.", core.hints_stored),
+        counter("hints_dropped", "Hints there was no room for.", core.hints_dropped),
+        counter("hints_delivered", "Hints acknowledged by their replica.", core.hints_delivered),
+        gauge("hints_pending", "Hints waiting on disk now.", core.hints_pending),
+        counter(
+            "clock_skew_refusals",
+            "Stamps refused as too far in the future: some clock is wrong.",
+            core.clock_skew_refusals,
+        ),
+        counter("peer_replies_dropped", "Replies without a way back.", core.replies_dropped),
+        gauge("store_backlog", "Merges handed to the store and not done yet.", core.store_backlog),
+    ]);
+    samples
+}
+
+fn outcome_samples(operation: &'static str, outcomes: &Outcomes) -> Vec<Sample> {
+    let counts = [
+        ("ok", outcomes.ok),
+        ("refused", outcomes.refused),
+        ("unavailable", outcomes.unavailable),
+        ("overloaded", outcomes.overloaded),
+        ("not_ready", outcomes.not_ready),
+        ("uncertain", outcomes.uncertain),
+    ];
+    let samples = counts.map(|(outcome, count)| {
+        Sample::counter("requests", "Requests coordinated, by how they ended.", count)
+            .with("operation", operation)
+            .with("outcome", outcome)
+    });
+    samples.into()
+}
+
+fn latency_sample(operation: &'static str, latency: &LatencyHistogram) -> Sample {
+    let seconds = |us: u64| us as f64 / 1e6;
+    let buckets = latency.buckets.iter().enumerate().map(|(index, &count)| {
+        let bound = LatencyHistogram::bound_us(index).map_or(f64::INFINITY, seconds);
+        (bound, count)
+    });
+    Sample {
+        name: "request_duration_seconds",
+        help: "From request to answer, successes only.",
+        labels: vec![("operation", operation.to_owned())],
+        reading: Reading::Histogram {
+            buckets: buckets.collect(),
+            sum: seconds(latency.sum_us),
+        },
+    }
+}
+
+fn store_samples(store: &StoreStats) -> Vec<Sample> {
+    let merges = [
+        ("applied", store.applied),
+        ("superseded", store.superseded),
+        ("same", store.same),
+    ];
+    let merges = merges.map(|(result, count)| {
+        Sample::counter("store_merges", "Records merged, by what came of it.", count)
+            .with("result", result)
+    });
+    let counter = Sample::counter;
+    let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
+    let mut samples = Vec::from(merges);
+    samples.extend([
+        counter("store_log_bytes", "Bytes appended to the log.", store.log_bytes),
+        counter("store_log_syncs", "Syncs of the log.", store.syncs),
+        counter("store_flushes", "Segments flushed to the engine.", store.flushes),
+        counter(
+            "store_epochs_dropped",
+            "Epochs whose index was dropped unverified, as there was too much of it.",
+            store.epochs_dropped,
+        ),
+        gauge("store_table_records", "Records not yet in the engine.", store.table_records),
+        gauge("store_table_bytes", "Bytes of records not yet in the engine.", store.table_bytes),
+        gauge("store_frozen_tables", "Tables waiting to be flushed.", store.frozen_tables),
+        gauge("store_run_files", "Files of the epoch index.", store.run_files),
+        gauge("store_run_bytes", "Bytes of the epoch index.", store.run_bytes),
+        gauge("store_engine_bytes", "Bytes of the engine on disk, roughly.", store.engine_bytes),
+        gauge("store_poisoned", "1 if the store stopped after a failure.", store.poisoned.into()),
+    ]);
+    samples
+}
+
+fn view_samples(view: &ClusterView) -> Vec<Sample> {
+    let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
+    let staged = |stage| view.members.values().filter(|member| member.stage == stage).count();
+    let serving = matches!(view.standing, Standing::Active | Standing::Waiting);
+    let members = "Members of the cluster, by stage.";
+    vec![
+        gauge("ready", "1 if this node serves as it should.", serving.into()),
+        gauge("members", members, staged(MemberStage::Active) as u64).with("stage", "active"),
+        gauge("members", members, staged(MemberStage::Waiting) as u64).with("stage", "waiting"),
+        gauge(
+            "peers_alive",
+            "Other nodes that gossip holds for alive.",
+            view.peers.values().filter(|peer| peer.alive).count() as u64,
+        ),
+        gauge("epoch", "The epoch.", view.epoch.0),
+        gauge("ring_version", "Version of the ring.", view.topology.version.0),
+        gauge("raft_term", "Raft's term.", view.raft.term),
+        gauge("raft_applied", "Index of the last applied entry.", view.raft.applied),
+        gauge(
+            "raft_leader",
+            "1 if this node leads Raft.",
+            (view.raft.role == RaftRole::Leader).into(),
+        ),
+    ]
+}

@@ -1,0 +1,212 @@
+//! One node, from configuration to the last drained request.
+//!
+//! The process runs until SIGTERM or Ctrl-C, then stops taking work, lets what is in progress finish
+//! and exits 0, in under five seconds. What it cannot start with it says in one sentence that names
+//! the way out, and exits non-zero; so it does when a part of it fails for good while it runs (a
+//! sync that failed, a directory that turns out to be a clone), because a node that does not keep its
+//! promises must not answer.
+//!
+//! The main thread runs HTTP and waits for signals; the node's own threads do the rest.
+
+mod life;
+mod log;
+mod settings;
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mds_node::front::Frontend;
+use mds_node::shell::{Node, NodeHandle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::{Effective, NodeConfig};
+use crate::database::RunningNode;
+use crate::http::{self, App};
+use crate::resp::RespFront;
+
+/// How often a running node is asked whether a part of it has failed.
+const FAILURE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long the node's threads may take to end, after HTTP has drained. Beyond it the process ends
+/// without them: everything acknowledged is in the log, which the next start replays.
+const STOP_TIMEOUT: Duration = Duration::from_millis(2_500);
+
+/// Why a node did not start or did not end well: a sentence for a person.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ServeError(String);
+
+impl ServeError {
+    fn new(what: impl std::fmt::Display, error: impl std::fmt::Display) -> ServeError {
+        ServeError(format!("{what}: {error}"))
+    }
+}
+
+/// Opens the log, then runs a node to its end.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn main(effective: Effective) -> Result<ExitCode, ServeError> {
+    log::open(&effective.config)?;
+    // Said in the log as well as by the exit: whoever reads the log later has only that.
+    run(effective).inspect_err(|error| tracing::error!("{error}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a node until it is told to stop or cannot go on.
+fn run(effective: Effective) -> Result<(), ServeError> {
+    let config = &effective.config;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        name = config.node_name(),
+        data_dir = %config.data_dir.display(),
+        engine = %config.engine,
+        fsync = %config.fsync,
+        "starting"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ServeError::new("the runtime cannot be built", error))?;
+    let _entered = runtime.enter();
+    // Before anything is opened: a signal from now on means an orderly end.
+    let signals = Signals::new().map_err(|error| ServeError::new("cannot catch signals", error))?;
+    let listener = bind_http(config)?;
+    let node = start(config)?;
+    let handle = node.handle();
+    tracing::info!(
+        resp = %config.resp_listen,
+        http = %config.http_listen,
+        peers = %config.peer_listen,
+        "listening"
+    );
+    let connections_max = config.http_connections_max;
+    let database = Arc::new(RunningNode::new(handle.clone()));
+    let router = http::router(App::new(database, effective));
+    let end = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)
+            .map_err(|error| ServeError::new("cannot serve HTTP", error))?;
+        let life = tokio::spawn(life::tell(handle.clone()));
+        let mut end = End::Signal("");
+        let until = async { end = wait_for_end(signals, &node, &handle).await };
+        http::server::serve(listener, router, connections_max, until).await;
+        life.abort();
+        Ok::<End, ServeError>(end)
+    })?;
+    let stopped = stop(node);
+    match end {
+        End::Failure(reason) => Err(ServeError(reason)),
+        End::Signal(_) => {
+            stopped?;
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+/// Opens the data directory and starts the node's threads, with the Redis front-end on its data
+/// thread.
+fn start(config: &NodeConfig) -> Result<Node, ServeError> {
+    let no_entropy = |error| ServeError::new("no randomness from /dev/urandom", error);
+    let settings = settings::of(config, entropy().map_err(no_entropy)?);
+    let seed = entropy().map_err(no_entropy)?;
+    let front = Box::new(move || Box::new(RespFront::new(seed)) as Box<dyn Frontend>);
+    Node::start(settings, front).map_err(|error| ServeError(error.to_string()))
+}
+
+fn entropy() -> std::io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn bind_http(config: &NodeConfig) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(config.http_listen).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|error| {
+        let addr = config.http_listen;
+        let what = format!(
+            "cannot listen on {addr} (http_listen): is another process using the port? \
+             `ss -tulpn | grep :{}` shows it",
+            addr.port()
+        );
+        ServeError::new(what, error)
+    })
+}
+
+/// Why a node ends.
+enum End {
+    /// It was told to, by this signal.
+    Signal(&'static str),
+    /// It cannot go on.
+    Failure(String),
+}
+
+/// Waits for a signal or a failure.
+async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) -> End {
+    let mut check = tokio::time::interval(FAILURE_CHECK_INTERVAL);
+    let end = loop {
+        tokio::select! {
+            name = signals.next() => break End::Signal(name),
+            _ = check.tick() => {}
+        }
+        if let Some(reason) = handle.fatal() {
+            break End::Failure(reason);
+        }
+        if node.has_failed() {
+            let reason = "a thread of this node ended by itself: see the log lines above";
+            break End::Failure(reason.to_owned());
+        }
+    };
+    match &end {
+        End::Signal(name) => tracing::info!(signal = name, "stopping"),
+        End::Failure(reason) => tracing::error!(reason, "stopping, as this node cannot go on"),
+    }
+    end
+}
+
+/// Stops the node's threads, within a bound.
+fn stop(node: Node) -> Result<(), ServeError> {
+    let (done, stopped) = mpsc::channel();
+    let stopping = std::thread::Builder::new().name("mds-stop".to_owned()).spawn(move || {
+        // Nobody listens any more once the time is up.
+        let _ = done.send(node.stop());
+    });
+    stopping.map_err(|error| ServeError::new("cannot start a thread", error))?;
+    match stopped.recv_timeout(STOP_TIMEOUT) {
+        Ok(result) => result.map_err(|error| ServeError(error.to_string())),
+        Err(_) => Err(ServeError(format!(
+            "the node did not stop within {} ms and was cut off; its log is replayed at the next \
+             start",
+            STOP_TIMEOUT.as_millis()
+        ))),
+    }
+}
+
+/// The signals that mean: end in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

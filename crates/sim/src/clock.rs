@@ -1,0 +1,92 @@
+//! The clocks of one simulated machine.
+//!
+//! Simulated time is one number of nanoseconds that only the simulator knows. Each machine sees it
+//! through crystals of its own: its monotonic clock runs a little fast or slow and begins anywhere,
+//! its wall clock is wrong by some milliseconds besides.
+
+use mds_node::api::Now;
+
+use crate::random::Random;
+
+/// What the simulated wall clocks show when a run begins, microseconds since 1970: 2030-01-01.
+const WALL_START_US: i128 = 1_893_456_000_000_000;
+
+/// A crystal is wrong by at most this much, parts per million. Real ones: 20 to 100.
+const DRIFT_PPM_MAX: u64 = 200;
+
+/// A wall clock is wrong by at most this much, microseconds. Well below the skew that nodes refuse.
+const WALL_ERROR_US_MAX: u64 = 250_000;
+
+/// The clocks of one machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    drift_ppm: i64,
+    wall_error_us: i64,
+    /// What the monotonic clock would have shown at the beginning of the run.
+    mono_start_ns: u64,
+}
+
+impl Clock {
+    pub(crate) fn draw(random: &mut Random) -> Clock {
+        let signed = |random: &mut Random, max: u64| random.below(2 * max + 1) as i64 - max as i64;
+        Clock {
+            drift_ppm: signed(random, DRIFT_PPM_MAX),
+            wall_error_us: signed(random, WALL_ERROR_US_MAX),
+            mono_start_ns: random.below(1_000_000_000_000),
+        }
+    }
+
+    /// Both clocks at a moment of simulated time.
+    pub(crate) fn at(&self, sim_ns: u64) -> Now {
+        let elapsed_ns = self.elapsed_ns(sim_ns);
+        let wall_us =
+            WALL_START_US + i128::from(self.wall_error_us) + i128::from(elapsed_ns / 1_000);
+        Now { mono_ns: self.mono_start_ns + elapsed_ns, wall_us: wall_us as u64 }
+    }
+
+    /// The first moment of simulated time at which the monotonic clock shows at least `mono_ns`.
+    pub(crate) fn when(&self, mono_ns: u64) -> u64 {
+        let elapsed_ns = mono_ns.saturating_sub(self.mono_start_ns);
+        let rate = 1_000_000 + i128::from(self.drift_ppm);
+        let near = i128::from(elapsed_ns) * 1_000_000 / rate;
+        let mut sim_ns = u64::try_from(near).unwrap_or(u64::MAX);
+        while sim_ns < u64::MAX && self.elapsed_ns(sim_ns) < elapsed_ns {
+            sim_ns += 1;
+        }
+        sim_ns
+    }
+
+    fn elapsed_ns(&self, sim_ns: u64) -> u64 {
+        let drift = i128::from(sim_ns) * i128::from(self.drift_ppm) / 1_000_000;
+        (i128::from(sim_ns) + drift) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_never_early_and_hardly_late() {
+        let mut random = Random::new(1);
+        for _ in 0..1_000 {
+            let clock = Clock::draw(&mut random);
+            let sim_ns = random.below(100_000_000_000);
+            let mono_ns = clock.at(sim_ns).mono_ns;
+            let when_ns = clock.when(mono_ns);
+            assert!(clock.at(when_ns).mono_ns >= mono_ns);
+            assert!(when_ns <= sim_ns && sim_ns - when_ns <= 2, "{sim_ns} {when_ns}");
+        }
+    }
+
+    #[test]
+    fn clocks_never_go_back() {
+        let clock = Clock::draw(&mut Random::new(2));
+        let mut last = clock.at(0);
+        for sim_ns in (0..10_000_000).step_by(997) {
+            let now = clock.at(sim_ns);
+            assert!(now.mono_ns >= last.mono_ns && now.wall_us >= last.wall_us);
+            last = now;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What every part of the simulated world shares: the time, the queue of what is to happen, the
+//! network, the trace, and the all-seeing watch.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::event::{ClientEvent, Event, NodeEvent, Part};
+use crate::faults::FaultCounts;
+use crate::network::{ConnId, Network, Side};
+use crate::oracle::{Violation, Watch};
+use crate::random::Random;
+use crate::trace::Trace;
+
+/// The shared part of the world.
+pub(crate) struct Env {
+    /// Simulated time, nanoseconds since the run began.
+    pub(crate) now_ns: u64,
+    /// By time, then by the order in which they were planned.
+    queue: BTreeMap<(u64, u64), Event>,
+    next_seq: u64,
+    /// For the small delays between the threads of a machine.
+    random: Random,
+    pub(crate) network: Network,
+    /// Which machine has which peer address.
+    pub(crate) machines: BTreeMap<String, usize>,
+    pub(crate) counts: FaultCounts,
+    pub(crate) trace: Trace,
+    pub(crate) watch: Watch,
+    pub(crate) violations: Vec<Violation>,
+}
+
+impl Env {
+    pub(crate) fn new(random: Random, network: Network, trace: Trace) -> Env {
+        Env {
+            now_ns: 0,
+            queue: BTreeMap::new(),
+            next_seq: 0,
+            random,
+            network,
+            machines: BTreeMap::new(),
+            counts: FaultCounts::default(),
+            trace,
+            watch: Watch::default(),
+            violations: Vec::new(),
+        }
+    }
+
+    /// Plans an event. What lies in the past happens now.
+    pub(crate) fn at(&mut self, at_ns: u64, event: Event) {
+        self.next_seq += 1;
+        self.queue.insert((at_ns.max(self.now_ns), self.next_seq), event);
+    }
+
+    pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
+        self.at(self.now_ns + delay_ns, event);
+    }
+
+    pub(crate) fn node_after(&mut self, delay_ns: u64, (node, life): (usize, u64), event: NodeEvent) {
+        self.after(delay_ns, Event::Node { node, life, event });
+    }
+
+    /// Takes the next event off the queue, if it is due by `until_ns`, and moves the time there.
+    pub(crate) fn next(&mut self, until_ns: u64) -> Option<Event> {
+        let entry = self.queue.first_entry()?;
+        let (at_ns, _) = *entry.key();
+        if at_ns > until_ns {
+            return None;
+        }
+        let event = entry.remove();
+        self.now_ns = at_ns;
+        event.note(at_ns, &mut self.trace);
+        Some(event)
+    }
+
+    /// Forgets the large faults that are still to come, and their ends.
+    pub(crate) fn drop_planned_faults(&mut self) {
+        self.queue.retain(|_, event| !matches!(event, Event::Act(_) | Event::Mend { .. }));
+    }
+
+    /// How long one thread takes to wake up for another, nanoseconds.
+    pub(crate) fn hop_ns(&mut self) -> u64 {
+        self.random.between(500, 30_000)
+    }
+
+    /// A number of nanoseconds in this range.
+    pub(crate) fn some_ns(&mut self, from_ns: u64, to_ns: u64) -> u64 {
+        self.random.between(from_ns, to_ns)
+    }
+
+    pub(crate) fn line(&mut self, text: impl FnOnce() -> String) {
+        self.trace.line(self.now_ns, text);
+    }
+
+    /// Takes note that an invariant is broken.
+    pub(crate) fn violated(&mut self, invariant: &'static str, detail: String) {
+        self.trace.line(self.now_ns, || format!("VIOLATED: {invariant}: {detail}"));
+        self.violations.push(Violation { at_ns: self.now_ns, invariant, detail });
+    }
+
+    // ---- the network --------------------------------------------------------------------------
+
+    pub(crate) fn send_datagram(&mut self, from: usize, to: &str, bytes: Bytes) {
+        let faults = &self.network.faults;
+        let rates = (faults.datagram_drop_ppm, faults.datagram_duplicate_ppm);
+        let Some(&to) = self.machines.get(to) else { return };
+        for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
+            self.after(delay_ns, Event::Datagram { to, bytes: bytes.clone() });
+        }
+    }
+
+    pub(crate) fn send_message(&mut self, from: usize, to: &str, bytes: Bytes) {
+        let faults = &self.network.faults;
+        let rates = (faults.message_drop_ppm, faults.message_duplicate_ppm);
+        let Some(&to) = self.machines.get(to) else { return };
+        for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
+            self.after(delay_ns, Event::Message { to, bytes: bytes.clone() });
+        }
+    }
+
+    /// Sends a part of a stream; it arrives behind all that was sent before.
+    pub(crate) fn send_part(&mut self, conn: ConnId, to: Side, part: Part) {
+        let at_ns = self.network.stream_arrival_ns(self.now_ns, conn, to, &mut self.counts);
+        self.at(at_ns, Event::Stream { conn, to, part });
+    }
+
+    /// Writes data to a stream.
+    pub(crate) fn write(&mut self, conn: ConnId, to: Side, bytes: Bytes) {
+        let (pieces, is_reset) = self.network.pieces(bytes, &mut self.counts);
+        for piece in pieces {
+            self.send_part(conn, to, Part::Bytes(piece));
+        }
+        if is_reset {
+            self.send_part(conn, to, Part::Reset);
+            self.send_part(conn, to.other(), Part::Reset);
+        }
+    }
+
+    /// Clients are not part of the faulty network: their way is short and safe.
+    pub(crate) fn tell_client(&mut self, client: usize, event: ClientEvent) {
+        let delay_ns = self.random.between(20_000, 200_000);
+        self.after(delay_ns, Event::Client { client, event });
+    }
+}

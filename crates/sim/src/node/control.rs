@@ -1,0 +1,176 @@
+//! The control thread: datagrams, messages and administration into the control part, its outputs
+//! out of it. While it syncs Raft's log it takes nothing in.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mds_cluster::{AdminRequest, ClusterView, Control, Standing};
+
+use super::Process;
+use crate::env::Env;
+use crate::event::NodeEvent;
+
+/// Something for the control part.
+pub(crate) enum ControlInput {
+    Datagram(Bytes),
+    Message(Bytes),
+    Admin(AdminRequest),
+}
+
+/// The control thread's state.
+pub(super) struct ControlLane {
+    control: Control,
+    /// As it was last shown to the other threads.
+    shown: Arc<ClusterView>,
+    inbox: VecDeque<ControlInput>,
+    is_syncing: bool,
+    is_turn_due: bool,
+    /// When the timer that counts fires, simulated time; others are stale.
+    timer_ns: u64,
+    next_admin: u64,
+}
+
+impl ControlLane {
+    pub(super) fn new(control: Control) -> ControlLane {
+        ControlLane {
+            shown: control.view().clone(),
+            control,
+            inbox: VecDeque::new(),
+            is_syncing: false,
+            is_turn_due: true,
+            timer_ns: u64::MAX,
+            next_admin: 0,
+        }
+    }
+
+    pub(super) fn view(&self) -> Arc<ClusterView> {
+        self.shown.clone()
+    }
+
+    pub(super) fn boot_nonce(&self) -> u64 {
+        self.control.boot_nonce()
+    }
+
+    pub(super) fn kill(self) {
+        self.control.kill();
+    }
+}
+
+impl Process {
+    /// What the control part last said of the cluster.
+    pub(crate) fn view(&self) -> &Arc<ClusterView> {
+        &self.control.shown
+    }
+
+    /// Hands something to the control part.
+    pub(crate) fn control_input(&mut self, input: ControlInput, env: &mut Env) {
+        self.control.inbox.push_back(input);
+        if !self.control.is_syncing && !self.control.is_turn_due {
+            self.control.is_turn_due = true;
+            let hop_ns = env.hop_ns();
+            env.node_after(hop_ns, self.name(), NodeEvent::ControlTurn);
+        }
+    }
+
+    pub(super) fn control_turn(&mut self, env: &mut Env) {
+        if self.control.is_syncing {
+            return;
+        }
+        self.control.is_turn_due = false;
+        let mono_ns = self.clock.at(env.now_ns).mono_ns;
+        let lane = &mut self.control;
+        while let Some(input) = lane.inbox.pop_front() {
+            match input {
+                ControlInput::Datagram(bytes) => lane.control.on_datagram(mono_ns, &bytes),
+                ControlInput::Message(bytes) => lane.control.on_message(mono_ns, bytes),
+                ControlInput::Admin(request) => {
+                    lane.next_admin += 1;
+                    lane.control.on_admin(mono_ns, lane.next_admin, request);
+                }
+            }
+        }
+        lane.control.turn(mono_ns);
+        let outputs = lane.control.outputs();
+        if self.disk.is_stopped() {
+            // The power failed in this turn: nothing of it gets out.
+            return;
+        }
+        for (to, bytes) in outputs.datagrams {
+            env.send_datagram(self.node, &to, bytes);
+        }
+        for (_, to, bytes) in outputs.messages {
+            env.send_message(self.node, &to, bytes);
+        }
+        for (_, result) in outputs.admin {
+            env.line(|| format!("node {}: init: {result:?}", self.node + 1));
+            env.watch.init = Some(result);
+        }
+        if let Some(view) = outputs.view {
+            self.show_view(view, env);
+        }
+        if let Some(reason) = outputs.fatal {
+            let detail = format!("node {}'s control part stopped: {reason}", self.node + 1);
+            env.violated("a node that nothing is wrong with goes on", detail);
+        }
+        if outputs.wants_sync {
+            self.control.is_syncing = true;
+            let sync_ns = env.network.sync_ns(&mut env.counts);
+            env.node_after(sync_ns, self.name(), NodeEvent::ControlSync);
+        }
+        self.arm_control_timer(env);
+    }
+
+    fn arm_control_timer(&mut self, env: &mut Env) {
+        let Some(deadline_ns) = self.control.control.next_deadline() else { return };
+        let at_ns = self.clock.when(deadline_ns).max(env.now_ns);
+        if at_ns < self.control.timer_ns || self.control.timer_ns <= env.now_ns {
+            self.control.timer_ns = at_ns;
+            let delay_ns = at_ns - env.now_ns;
+            env.node_after(delay_ns, self.name(), NodeEvent::ControlTimer);
+        }
+    }
+
+    pub(super) fn control_sync(&mut self, env: &mut Env) {
+        let mono_ns = self.clock.at(env.now_ns).mono_ns;
+        let synced = self.control.control.sync_storage(mono_ns);
+        if self.disk.is_stopped() {
+            return;
+        }
+        if let Err(error) = synced {
+            let detail = format!("node {} cannot sync Raft's log: {error}", self.node + 1);
+            env.violated("a node that nothing is wrong with goes on", detail);
+        }
+        self.control.is_syncing = false;
+        self.control_turn(env);
+    }
+
+    fn show_view(&mut self, view: Arc<ClusterView>, env: &mut Env) {
+        let before = std::mem::replace(&mut self.control.shown, view.clone());
+        if before.standing != view.standing {
+            env.line(|| format!("node {} is {:?} now", self.node + 1, view.standing));
+            if let Standing::Refused(reason) = &view.standing {
+                let detail = format!("node {} was refused: {reason}", self.node + 1);
+                env.violated("a node that nothing is wrong with goes on", detail);
+            }
+        }
+        let (was, is) = (before.raft.role, view.raft.role);
+        if was != is || before.raft.term != view.raft.term {
+            let term = view.raft.term;
+            env.line(|| format!("node {} is Raft's {is:?} in term {term}", self.node + 1));
+        }
+        if before.epoch != view.epoch {
+            env.line(|| format!("node {} has learnt of epoch {}", self.node + 1, view.epoch));
+        }
+        if before.config.is_none()
+            && let Some(config) = &view.config
+            && self.store.is_none()
+        {
+            let delay_ns = env.some_ns(100_000, 5_000_000);
+            let event = NodeEvent::OpenStore(config.partition_count);
+            env.node_after(delay_ns, self.name(), event);
+        }
+        let hop_ns = env.hop_ns();
+        env.node_after(hop_ns, self.name(), NodeEvent::View(view));
+    }
+}

@@ -1,0 +1,314 @@
+//! The data thread: requests, peers' bytes and the store's answers into the core; at the end of each
+//! turn everything that came of them out of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
+use mds_cluster::ClusterView;
+use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
+use mds_node::core::{Core, CoreStats, Direction, LinkId};
+use mds_node::store_io::read;
+use mds_types::{ClusterConfig, NodeId};
+
+use super::Process;
+use crate::env::Env;
+use crate::event::{Asker, ClientEvent, NodeEvent, Part};
+use crate::faults::MILLISECOND_NS;
+use crate::network::{ConnId, SOCKET_BYTES, Side};
+
+/// What data connections are opened for, in the handshake.
+const CHANNEL_DATA: u8 = 1;
+
+/// A handshake that takes longer is given up, nanoseconds.
+const HANDSHAKE_TIMEOUT_NS: u64 = 2_000 * MILLISECOND_NS;
+
+/// Pauses between tries to reach a peer, nanoseconds.
+const REDIAL_NS_MIN: u64 = 20 * MILLISECOND_NS;
+const REDIAL_NS_MAX: u64 = 500 * MILLISECOND_NS;
+
+/// The data thread's state.
+pub(super) struct DataLane {
+    pub(super) core: Core,
+    view: Arc<ClusterView>,
+    links: BTreeMap<LinkId, (ConnId, Side)>,
+    /// What has arrived and is no whole frame yet, per connection past its handshake.
+    inputs: BTreeMap<ConnId, (LinkId, BytesMut)>,
+    dials: BTreeMap<NodeId, Dial>,
+    calls: BTreeMap<u64, Asker>,
+    next_call: u64,
+    is_turn_due: bool,
+    /// When the timer that counts fires, simulated time; others are stale.
+    timer_ns: u64,
+}
+
+/// The care for a connection to one peer.
+#[derive(Debug, Default)]
+struct Dial {
+    conn: Option<ConnId>,
+    pause_ns: u64,
+}
+
+impl DataLane {
+    pub(super) fn new(core: Core, view: Arc<ClusterView>) -> DataLane {
+        DataLane {
+            core,
+            view,
+            links: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            is_turn_due: false,
+            timer_ns: u64::MAX,
+        }
+    }
+
+    /// Clients that wait for an answer.
+    pub(super) fn askers(&self) -> impl Iterator<Item = Asker> {
+        self.calls.values().copied()
+    }
+}
+
+impl Process {
+    /// A client's request.
+    pub(crate) fn on_request(&mut self, from: Asker, request: Request, env: &mut Env) {
+        self.data.next_call += 1;
+        let tag = Tag { front: FRONT_HTTP, id: self.data.next_call };
+        self.data.calls.insert(tag.id, from);
+        self.data.core.submit(self.clock.at(env.now_ns), request, tag);
+        self.schedule_end_of_turn(env);
+    }
+
+    pub(super) fn schedule_end_of_turn(&mut self, env: &mut Env) {
+        if !self.data.is_turn_due {
+            self.data.is_turn_due = true;
+            let hop_ns = env.hop_ns();
+            env.node_after(hop_ns, self.name(), NodeEvent::EndTurn);
+        }
+    }
+
+    /// The end of a turn: everything that its inputs brought about leaves together.
+    pub(super) fn end_turn(&mut self, env: &mut Env) {
+        self.data.is_turn_due = false;
+        let now = self.clock.at(env.now_ns);
+        loop {
+            self.data.core.settle(now);
+            let reads = self.data.core.take_reads();
+            let done = self.data.core.take_done();
+            if reads.is_empty() && done.is_empty() {
+                break;
+            }
+            for (ticket, query) in reads {
+                let store = self.store.as_ref();
+                let answer = store.and_then(|store| read(&store.reader, &query).ok());
+                self.data.core.on_read_done(now, ticket, &query, answer);
+            }
+            for (tag, result) in done {
+                if let Some(asker) = self.data.calls.remove(&tag.id) {
+                    let attempt = asker.attempt;
+                    env.tell_client(asker.client, ClientEvent::Reply { attempt, result });
+                }
+            }
+        }
+        if self.store.is_some()
+            && let Some(batch) = self.data.core.take_batch()
+        {
+            self.store_batch(batch, env);
+        }
+        for link in self.data.core.take_dirty_links() {
+            self.write_link(link, env);
+        }
+        self.arm_data_timer(env);
+    }
+
+    fn arm_data_timer(&mut self, env: &mut Env) {
+        let deadline_ns = self.data.core.next_deadline_ns();
+        let at_ns = self.clock.when(deadline_ns).max(env.now_ns);
+        if at_ns < self.data.timer_ns || self.data.timer_ns <= env.now_ns {
+            self.data.timer_ns = at_ns;
+            env.node_after(at_ns - env.now_ns, self.name(), NodeEvent::DataTimer);
+        }
+    }
+
+    pub(super) fn on_data_timer(&mut self, env: &mut Env) {
+        if env.now_ns < self.data.timer_ns {
+            // An earlier deadline has been armed and served since.
+            return;
+        }
+        self.data.timer_ns = u64::MAX;
+        self.data.core.on_timer(self.clock.at(env.now_ns));
+        self.schedule_end_of_turn(env);
+    }
+
+    pub(super) fn on_view(&mut self, view: Arc<ClusterView>, env: &mut Env) {
+        self.data.view = view.clone();
+        for &peer in view.members.keys().filter(|&&peer| peer != view.me) {
+            if !self.data.dials.contains_key(&peer) {
+                self.data.dials.insert(peer, Dial::default());
+                env.node_after(0, self.name(), NodeEvent::Dial(peer));
+            }
+        }
+        self.data.core.on_view(view);
+        self.schedule_end_of_turn(env);
+    }
+
+    // ---- connections --------------------------------------------------------------------------
+
+    pub(super) fn dial(&mut self, peer: NodeId, env: &mut Env) {
+        let view = &self.data.view;
+        let machine = view.info(peer).and_then(|info| env.machines.get(&info.peer_addr)).copied();
+        let Some(machine) = machine else { return self.redial(peer, env) };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: view.cluster,
+            from: view.me,
+            incarnation: self.incarnation,
+            boot: view.my_boot,
+            nonce: self.control.boot_nonce(),
+            to: peer,
+            fingerprint: view.config.as_ref().map_or(0, ClusterConfig::fingerprint),
+            channel: CHANNEL_DATA,
+        };
+        let conn = env.network.dial((self.node, self.life), machine);
+        self.data.dials.entry(peer).or_default().conn = Some(conn);
+        let hello = Bytes::copy_from_slice(&hello.encode());
+        env.send_part(conn, Side::Acceptor, Part::Hello(hello));
+        env.node_after(HANDSHAKE_TIMEOUT_NS, self.name(), NodeEvent::DialTimeout(conn));
+    }
+
+    fn redial(&mut self, peer: NodeId, env: &mut Env) {
+        let name = self.name();
+        let dial = self.data.dials.entry(peer).or_default();
+        dial.conn = None;
+        dial.pause_ns = (dial.pause_ns * 2).clamp(REDIAL_NS_MIN, REDIAL_NS_MAX);
+        env.node_after(dial.pause_ns, name, NodeEvent::Dial(peer));
+    }
+
+    pub(super) fn on_dial_timeout(&mut self, conn: ConnId, env: &mut Env) {
+        if self.dialled_peer(conn).is_some() && !self.data.inputs.contains_key(&conn) {
+            self.on_conn_ended(conn, Side::Dialler, env);
+            env.send_part(conn, Side::Acceptor, Part::Reset);
+        }
+    }
+
+    fn dialled_peer(&self, conn: ConnId) -> Option<NodeId> {
+        let mut dials = self.data.dials.iter();
+        dials.find(|(_, dial)| dial.conn == Some(conn)).map(|(&peer, _)| peer)
+    }
+
+    /// Somebody dialled this node. Says whether it is welcome, as the real check decides.
+    pub(crate) fn on_hello(&mut self, conn: ConnId, hello: &[u8], env: &mut Env) {
+        let checked = Hello::decode(hello).and_then(|hello| {
+            check_hello(&self.control.view(), &hello)?;
+            Ok(hello)
+        });
+        match checked {
+            Ok(hello) => {
+                let name = self.name();
+                if let Some(conn) = env.network.conn(conn) {
+                    conn.end_mut(Side::Acceptor).life = name.1;
+                }
+                self.open_link(conn, hello.from, Side::Acceptor, env);
+                env.send_part(conn, Side::Dialler, Part::Answer(Ok(())));
+            }
+            Err(refusal) => {
+                let why = refusal.to_string();
+                env.send_part(conn, Side::Dialler, Part::Answer(Err(why)));
+                env.network.leave(conn, Side::Acceptor);
+            }
+        }
+    }
+
+    /// The other side has answered this node's hello.
+    pub(crate) fn on_answer(
+        &mut self,
+        conn: ConnId,
+        answer: Result<(), String>,
+        env: &mut Env,
+    ) {
+        let Some(peer) = self.dialled_peer(conn) else { return };
+        match answer {
+            Ok(()) => {
+                if let Some(dial) = self.data.dials.get_mut(&peer) {
+                    dial.pause_ns = 0;
+                }
+                self.open_link(conn, peer, Side::Dialler, env);
+            }
+            Err(why) => {
+                env.line(|| format!("node {} was turned away by {peer}: {why}", self.node + 1));
+                self.on_conn_ended(conn, Side::Dialler, env);
+            }
+        }
+    }
+
+    fn open_link(&mut self, conn: ConnId, peer: NodeId, side: Side, env: &mut Env) {
+        let direction = match side {
+            Side::Dialler => Direction::Dialled,
+            Side::Acceptor => Direction::Accepted,
+        };
+        let link = self.data.core.on_link_open(self.clock.at(env.now_ns), peer, direction);
+        self.data.links.insert(link, (conn, side));
+        self.data.inputs.insert(conn, (link, BytesMut::new()));
+        self.schedule_end_of_turn(env);
+    }
+
+    /// Bytes of a peer.
+    pub(crate) fn on_bytes(&mut self, conn: ConnId, side: Side, bytes: &[u8], env: &mut Env) {
+        let Some((link, input)) = self.data.inputs.get_mut(&conn) else { return };
+        input.extend_from_slice(bytes);
+        let now = self.clock.at(env.now_ns);
+        if let Err(error) = self.data.core.on_link_bytes(now, *link, input) {
+            env.violated("what a node sends, a node understands", error.to_string());
+            env.send_part(conn, side.other(), Part::Reset);
+            self.on_conn_ended(conn, side, env);
+        }
+        self.schedule_end_of_turn(env);
+    }
+
+    /// A connection has come to its end on this side.
+    pub(crate) fn on_conn_ended(&mut self, conn: ConnId, side: Side, env: &mut Env) {
+        env.network.leave(conn, side);
+        if let Some((link, _)) = self.data.inputs.remove(&conn) {
+            self.data.links.remove(&link);
+            self.data.core.on_link_closed(self.clock.at(env.now_ns), link);
+            self.schedule_end_of_turn(env);
+        }
+        if let Some(peer) = self.dialled_peer(conn) {
+            self.redial(peer, env);
+        }
+    }
+
+    fn write_link(&mut self, link: LinkId, env: &mut Env) {
+        let Some(&(conn, side)) = self.data.links.get(&link) else { return };
+        let Some(out) = self.data.core.link_output(link) else { return };
+        let to = side.other();
+        let Some(flow) = env.network.conn(conn).map(|conn| conn.flow_to(to)) else { return };
+        let room = SOCKET_BYTES.saturating_sub(flow.in_flight);
+        let bytes = out.split_to(out.len().min(room)).freeze();
+        flow.in_flight += bytes.len();
+        flow.is_blocked = !out.is_empty();
+        if !bytes.is_empty() {
+            env.write(conn, to, bytes);
+        }
+    }
+
+    pub(super) fn on_writable(&mut self, conn: ConnId, env: &mut Env) {
+        if let Some(&(link, _)) = self.data.inputs.get(&conn) {
+            self.write_link(link, env);
+        }
+    }
+
+    // ---- for the run --------------------------------------------------------------------------
+
+    /// The core's counters.
+    pub(crate) fn core_stats(&self) -> CoreStats {
+        self.data.core.stats()
+    }
+
+    /// Peers that can be asked now.
+    pub(crate) fn usable_peers(&self) -> usize {
+        self.data.core.usable_peers().len()
+    }
+}

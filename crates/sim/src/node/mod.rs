@@ -1,0 +1,263 @@
+//! A simulated machine and the node that runs on it.
+//!
+//! The node is the real one: control part, core, store, hints, data directory. Only its shell is
+//! ours. Where the real shell has threads and sockets, this one has events; it makes the same calls
+//! in the same order, and its threads tell each other things with a small delay, so that all their
+//! interleavings come about.
+//!
+//! The machine outlives the node: its disk, its clock and the engine's content stay over crashes.
+
+mod control;
+mod data;
+mod store;
+
+use std::sync::Arc;
+
+use mds_cluster::{Control, ControlConfig, GossipTiming, RaftTiming};
+use mds_node::core::{Core, CoreConfig};
+use mds_storage::datadir::{self, DataDir};
+use mds_storage::engine::MemoryEngine;
+use mds_storage::{Disk, FaultyDisk};
+use mds_types::{IncarnationId, MemberInfo, NodeId};
+
+use crate::clock::Clock;
+use crate::env::Env;
+use crate::event::{ClientEvent, Event, NodeEvent, Part};
+use crate::faults::MILLISECOND_NS;
+use crate::random::Random;
+use control::ControlLane;
+use data::DataLane;
+use store::StoreLane;
+
+pub(crate) use control::ControlInput;
+
+/// How often the leader raises the epoch, milliseconds: several times in a run.
+const EPOCH_INTERVAL_MS: u64 = 3_000;
+
+/// Whether anything runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Power {
+    /// The machine has no power.
+    Off,
+    /// The machine is up; the node may run or not.
+    On,
+}
+
+/// A machine.
+pub(crate) struct Machine {
+    pub(crate) node: usize,
+    pub(crate) power: Power,
+    /// Counts the starts of the node.
+    pub(crate) life: u64,
+    pub(crate) process: Option<Process>,
+    /// The process stands still until then.
+    pub(crate) paused_until_ns: u64,
+    /// How long the machine stays down when its power fails inside the disk.
+    pub(crate) down_ns: u64,
+    clock: Clock,
+    disk: FaultyDisk,
+    engine: MemoryEngine,
+    random: Random,
+    peers: Vec<String>,
+}
+
+/// A running node.
+pub(crate) struct Process {
+    node: usize,
+    life: u64,
+    clock: Clock,
+    disk: FaultyDisk,
+    engine: MemoryEngine,
+    incarnation: IncarnationId,
+    control: ControlLane,
+    data: DataLane,
+    store: Option<StoreLane>,
+}
+
+/// The peer address of a machine.
+pub(crate) fn peer_addr(node: usize) -> String {
+    format!("node-{}:9100", node + 1)
+}
+
+impl Machine {
+    pub(crate) fn new(node: usize, nodes: usize, random: Random) -> Machine {
+        let mut random = random.part("machine", node);
+        Machine {
+            node,
+            power: Power::On,
+            life: 0,
+            process: None,
+            paused_until_ns: 0,
+            down_ns: MILLISECOND_NS,
+            clock: Clock::draw(&mut random),
+            disk: FaultyDisk::new(random.bits()),
+            engine: MemoryEngine::new(),
+            random,
+            peers: (0..nodes).map(peer_addr).collect(),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &FaultyDisk {
+        &self.disk
+    }
+
+    /// This start of the node, if it runs.
+    pub(crate) fn running(&mut self, life: u64) -> Option<&mut Process> {
+        self.process.as_mut().filter(|process| process.life == life)
+    }
+
+    /// Starts the node from what is on the disk, as a real start does.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub(crate) fn start(&mut self, env: &mut Env) -> Result<(), String> {
+        self.power = Power::On;
+        self.life += 1;
+        self.paused_until_ns = 0;
+        let process = self.boot(env)?;
+        env.line(|| format!("node {} starts for the {}. time", self.node + 1, self.life));
+        let process = self.process.insert(process);
+        process.first_turn(env);
+        Ok(())
+    }
+
+    fn boot(&mut self, env: &mut Env) -> Result<Process, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let fresh = IncarnationId(self.random.bits_128() | 1);
+        let directory =
+            DataDir::open_or_create(disk.clone(), "memory", fresh).map_err(|e| text(&e))?;
+        let boot = directory.next_boot().map_err(|e| text(&e))?;
+        let mark = datadir::read_hlc_mark(&*disk).map_err(|e| text(&e))?.unwrap_or_default();
+        let partitions = datadir::read_partition_count(&*disk).map_err(|e| text(&e))?;
+        let incarnation = directory.identity().incarnation;
+        let mono_ns = self.clock.at(env.now_ns).mono_ns;
+        let config = self.control_config();
+        let control =
+            Control::open(disk.clone(), directory, boot, config, mono_ns).map_err(|e| text(&e))?;
+        let store = match partitions {
+            Some(count) => Some(StoreLane::open(
+                &self.disk,
+                &self.engine,
+                incarnation,
+                count,
+                (self.node, self.life),
+                env,
+            )?),
+            None => None,
+        };
+        let mut core = Core::new(CoreConfig::default(), control.view().clone(), mark);
+        if let Some(store) = &store {
+            core.on_store_open(store.hints_pending());
+        }
+        Ok(Process {
+            node: self.node,
+            life: self.life,
+            clock: self.clock,
+            disk: self.disk.clone(),
+            engine: self.engine.clone(),
+            incarnation,
+            data: DataLane::new(core, control.view().clone()),
+            control: ControlLane::new(control),
+            store,
+        })
+    }
+
+    fn control_config(&mut self) -> ControlConfig {
+        let info = MemberInfo {
+            name: format!("node-{}", self.node + 1),
+            peer_addr: peer_addr(self.node),
+            resp_addr: String::new(),
+            http_addr: String::new(),
+            zone: String::new(),
+            weight: 100,
+        };
+        ControlConfig {
+            info,
+            seeds: self.peers.clone(),
+            raft: RaftTiming::default(),
+            gossip: GossipTiming::default(),
+            epoch_interval_ms: Some(EPOCH_INTERVAL_MS),
+            seed: self.random.bits(),
+            auto_add_members: true,
+        }
+    }
+
+    /// The power fails: what was not synced is at the mercy of the disk. Nobody hears anything.
+    pub(crate) fn lose_power(&mut self, env: &mut Env) {
+        env.line(|| format!("node {} loses its power", self.node + 1));
+        self.power = Power::Off;
+        if let Some(process) = self.process.take() {
+            for (conn, side) in env.network.conns_of(self.node, process.life) {
+                env.network.leave(conn, side);
+            }
+            process.die();
+        }
+        self.disk.crash();
+    }
+
+    /// The process dies; the machine's kernel tidies up behind it.
+    pub(crate) fn kill(&mut self, env: &mut Env) {
+        env.line(|| format!("node {} is killed", self.node + 1));
+        let Some(process) = self.process.take() else { return };
+        for (conn, side) in env.network.conns_of(self.node, process.life) {
+            env.send_part(conn, side.other(), Part::Reset);
+            env.network.leave(conn, side);
+        }
+        for asker in process.data.askers() {
+            env.tell_client(asker.client, ClientEvent::Broken { attempt: asker.attempt });
+        }
+        process.die();
+        self.disk.process_crash();
+    }
+
+    /// Plans the next start.
+    pub(crate) fn start_after(&self, down_ns: u64, env: &mut Env) {
+        env.after(down_ns, Event::Start { node: self.node });
+    }
+}
+
+impl Process {
+    fn first_turn(&mut self, env: &mut Env) {
+        let view = self.control.view();
+        env.node_after(0, self.name(), NodeEvent::ControlTurn);
+        let hop_ns = env.hop_ns();
+        env.node_after(hop_ns, self.name(), NodeEvent::View(view));
+        self.arm_store(env);
+    }
+
+    /// Which start of which node this is.
+    fn name(&self) -> (usize, u64) {
+        (self.node, self.life)
+    }
+
+    /// Handles an event within this process.
+    pub(crate) fn on_event(&mut self, event: NodeEvent, env: &mut Env) {
+        match event {
+            NodeEvent::DataTimer => self.on_data_timer(env),
+            NodeEvent::EndTurn => self.end_turn(env),
+            NodeEvent::View(view) => self.on_view(view, env),
+            NodeEvent::Dial(peer) => self.dial(peer, env),
+            NodeEvent::DialTimeout(conn) => self.on_dial_timeout(conn, env),
+            NodeEvent::Writable(conn) => self.on_writable(conn, env),
+            NodeEvent::OpenStore(partitions) => self.open_store(partitions, env),
+            NodeEvent::StoreBegin => self.store_begins(env),
+            NodeEvent::StoreFinish => self.store_finishes(env),
+            NodeEvent::StoreDone(done) => self.on_store_done(done, env),
+            NodeEvent::StoreIdle { seq } => self.on_store_idle(seq, env),
+            NodeEvent::Flush => self.flush(env),
+            NodeEvent::ControlTurn | NodeEvent::ControlTimer => self.control_turn(env),
+            NodeEvent::ControlSync => self.control_sync(env),
+        }
+    }
+
+    /// Who the node is in its cluster.
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.incarnation.node_id()
+    }
+
+    /// Ends without a word.
+    fn die(self) {
+        self.control.kill();
+    }
+}

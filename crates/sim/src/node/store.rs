@@ -1,0 +1,290 @@
+//! The store's threads: one merges and syncs in groups, one flushes.
+//!
+//! A group is taken when the thread gets to it and carried out when the simulated sync is over: in
+//! between, a crash takes all of it. That it may also be cut in the middle is the disk's doing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mds_node::store_io::{HINT_SYNC_EVERY_MS, StoreBatch, StoreDone, StoreIo};
+use mds_storage::engine::MemoryEngine;
+use mds_storage::hints::{HintLimits, HintStore};
+use mds_storage::store::{Flusher, FsyncPolicy, Store, StoreOptions, StoreReader};
+use mds_storage::{Disk, FaultyDisk};
+use mds_types::{IncarnationId, NodeId, PartitionId, Record};
+
+use super::Process;
+use crate::env::Env;
+use crate::event::NodeEvent;
+use crate::faults::MILLISECOND_NS;
+
+/// Small, so that a run goes through many segments and flushes.
+const SEGMENT_BYTES_MAX: usize = 24 * 1024;
+
+/// Records merged as one group, at most.
+const GROUP_RECORDS_MAX: usize = 4_096;
+
+/// Records read at a time when all are looked at.
+const CHUNK_RECORDS: usize = 1_024;
+
+/// The store's threads' state.
+pub(super) struct StoreLane {
+    io: StoreIo,
+    pub(super) reader: StoreReader,
+    flusher: Flusher,
+    partitions: u16,
+    waiting: VecDeque<StoreBatch>,
+    /// What is being carried out.
+    group: Option<StoreBatch>,
+    is_begin_due: bool,
+    is_flush_due: bool,
+    idle_seq: u64,
+}
+
+impl StoreLane {
+    /// Opens the store and the hints, and has the watch look at all that is there.
+    pub(super) fn open(
+        disk: &FaultyDisk,
+        engine: &MemoryEngine,
+        incarnation: IncarnationId,
+        partitions: u16,
+        (node, life): (usize, u64),
+        env: &mut Env,
+    ) -> Result<StoreLane, String> {
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let options = StoreOptions {
+            partition_count: partitions,
+            bucket_count: 8,
+            fsync: FsyncPolicy::Always,
+            segment_bytes_max: SEGMENT_BYTES_MAX,
+            secret: (incarnation.0 >> 64) as u64,
+            ..StoreOptions::default()
+        };
+        let engine = Arc::new(engine.clone());
+        let store = Store::open(disk.clone(), engine, options).map_err(|e| e.to_string())?;
+        let hints = HintStore::open(disk.clone(), HintLimits::default())
+            .map_err(|error| error.to_string())?;
+        let mut io = StoreIo::new(disk, store, hints);
+        let (reader, flusher) = (io.store().reader(), io.store().flusher());
+        let lane = StoreLane {
+            io,
+            reader,
+            flusher,
+            partitions,
+            waiting: VecDeque::new(),
+            group: None,
+            is_begin_due: false,
+            is_flush_due: false,
+            idle_seq: 0,
+        };
+        let records = lane.all_records()?;
+        env.line(|| format!("node {} has opened its store: {} records", node + 1, records.len()));
+        for broken in env.watch.node_recovered(node, life, &records) {
+            env.violated(broken.0, broken.1);
+        }
+        Ok(lane)
+    }
+
+    pub(super) fn hints_pending(&self) -> Vec<(NodeId, u64)> {
+        self.io.hints_pending()
+    }
+
+    /// All records of the replica.
+    pub(super) fn all_records(&self) -> Result<Vec<Record>, String> {
+        let mut all = Vec::new();
+        for partition in (0..self.partitions).map(PartitionId) {
+            let mut after: Option<Bytes> = None;
+            loop {
+                let page = self
+                    .reader
+                    .scan(partition, after.as_deref(), CHUNK_RECORDS)
+                    .map_err(|error| error.to_string())?;
+                let is_last = page.len() < CHUNK_RECORDS;
+                after = page.last().map(|record| record.key.clone());
+                all.extend(page);
+                if is_last {
+                    break;
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Process {
+    /// Opens the store at the moment when the cluster is born.
+    pub(super) fn open_store(&mut self, partitions: u16, env: &mut Env) {
+        if self.store.is_some() {
+            return;
+        }
+        let written = mds_storage::datadir::write_partition_count(&self.disk, partitions);
+        let opened = written.map_err(|error| error.to_string()).and_then(|()| {
+            let name = (self.node, self.life);
+            StoreLane::open(&self.disk, &self.engine, self.incarnation, partitions, name, env)
+        });
+        match opened {
+            _ if self.disk.is_stopped() => {}
+            Ok(lane) => {
+                let pending = lane.hints_pending();
+                self.store = Some(lane);
+                self.data.core.on_store_open(pending);
+                self.schedule_end_of_turn(env);
+                self.arm_store(env);
+            }
+            Err(error) => {
+                let detail = format!("node {} cannot open its store: {error}", self.node + 1);
+                env.violated("a node that nothing is wrong with goes on", detail);
+            }
+        }
+    }
+
+    /// Hands a batch to the store's thread.
+    pub(super) fn store_batch(&mut self, batch: StoreBatch, env: &mut Env) {
+        if let Some(lane) = &mut self.store {
+            lane.waiting.push_back(batch);
+            self.wake_store(env);
+        }
+    }
+
+    fn wake_store(&mut self, env: &mut Env) {
+        let name = self.name();
+        let Some(lane) = &mut self.store else { return };
+        if lane.group.is_none() && !lane.is_begin_due && !lane.waiting.is_empty() {
+            lane.is_begin_due = true;
+            lane.idle_seq += 1;
+            let hop_ns = env.hop_ns();
+            env.node_after(hop_ns, name, NodeEvent::StoreBegin);
+        }
+    }
+
+    pub(super) fn store_begins(&mut self, env: &mut Env) {
+        let name = self.name();
+        let Some(lane) = &mut self.store else { return };
+        lane.is_begin_due = false;
+        let Some(mut group) = lane.waiting.pop_front() else { return };
+        while group.merges.len() < GROUP_RECORDS_MAX
+            && let Some(later) = lane.waiting.pop_front()
+        {
+            group.append(later);
+        }
+        lane.group = Some(group);
+        let sync_ns = env.network.sync_ns(&mut env.counts);
+        env.node_after(sync_ns, name, NodeEvent::StoreFinish);
+    }
+
+    pub(super) fn store_finishes(&mut self, env: &mut Env) {
+        let Some(lane) = &mut self.store else { return };
+        let Some(group) = lane.group.take() else { return };
+        let keys: Vec<Bytes> = group.merges.iter().map(|record| record.key.clone()).collect();
+        let done = lane.io.execute(group);
+        if self.disk.is_stopped() {
+            return;
+        }
+        for key in keys {
+            match lane.reader.get(&key) {
+                Ok(Some(record)) => {
+                    if let Some(broken) = env.watch.visible(self.node, &record) {
+                        env.violated(broken.0, broken.1);
+                    }
+                }
+                // Refused, as when the flusher is behind, and never written before.
+                Ok(None) => {}
+                Err(error) => env.violated("a sound store can be read", error.to_string()),
+            }
+        }
+        let hop_ns = env.hop_ns();
+        env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(done));
+        self.after_store_work(env);
+    }
+
+    fn after_store_work(&mut self, env: &mut Env) {
+        let name = self.name();
+        let Some(lane) = &mut self.store else { return };
+        if lane.io.store().wants_flush() && !lane.is_flush_due {
+            lane.is_flush_due = true;
+            let delay_ns = env.some_ns(MILLISECOND_NS, 40 * MILLISECOND_NS);
+            env.node_after(delay_ns, name, NodeEvent::Flush);
+        }
+        self.wake_store(env);
+        self.arm_store(env);
+    }
+
+    /// The store's thread looks around when it has had nothing to do for a while.
+    pub(super) fn arm_store(&mut self, env: &mut Env) {
+        let name = self.name();
+        let Some(lane) = &mut self.store else { return };
+        if lane.group.is_none() && !lane.is_begin_due {
+            lane.idle_seq += 1;
+            let seq = lane.idle_seq;
+            let idle_ns = HINT_SYNC_EVERY_MS * MILLISECOND_NS;
+            env.node_after(idle_ns, name, NodeEvent::StoreIdle { seq });
+        }
+    }
+
+    pub(super) fn on_store_idle(&mut self, seq: u64, env: &mut Env) {
+        let now = self.clock.at(env.now_ns);
+        let Some(lane) = &mut self.store else { return };
+        if seq != lane.idle_seq {
+            return;
+        }
+        let (wall_ms, mono_ns) = (now.wall_ms(), now.mono_ns);
+        let done = lane.io.execute(StoreBatch { wall_ms, mono_ns, ..StoreBatch::default() });
+        if self.disk.is_stopped() {
+            return;
+        }
+        if done.failed.is_some() {
+            let hop_ns = env.hop_ns();
+            env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(done));
+        }
+        self.after_store_work(env);
+    }
+
+    pub(super) fn flush(&mut self, env: &mut Env) {
+        let name = self.name();
+        let Some(lane) = &mut self.store else { return };
+        lane.is_flush_due = false;
+        let worked = lane.flusher.work();
+        if self.disk.is_stopped() {
+            return;
+        }
+        match worked {
+            Ok(is_more) => {
+                if is_more {
+                    lane.is_flush_due = true;
+                    let delay_ns = env.some_ns(MILLISECOND_NS, 10 * MILLISECOND_NS);
+                    env.node_after(delay_ns, name, NodeEvent::Flush);
+                }
+            }
+            Err(error) => {
+                let failed = Some(format!("flushing failed: {error}"));
+                let done = StoreDone { failed, ..StoreDone::default() };
+                env.node_after(0, name, NodeEvent::StoreDone(done));
+            }
+        }
+    }
+
+    pub(super) fn on_store_done(&mut self, done: StoreDone, env: &mut Env) {
+        if let Some(reason) = &done.failed {
+            let detail = format!("node {}'s store stopped: {reason}", self.node + 1);
+            env.violated("a node that nothing is wrong with goes on", detail);
+        }
+        let now = self.clock.at(env.now_ns);
+        self.data.core.on_store_done(now, done);
+        self.schedule_end_of_turn(env);
+    }
+
+    /// All records of this node's replica, for the oracle.
+    ///
+    /// # Errors
+    /// If the store is not open or fails.
+    pub(crate) fn all_records(&self) -> Result<Vec<Record>, String> {
+        self.store.as_ref().ok_or("its store is not open")?.all_records()
+    }
+
+    /// Hints that wait on this node's disk.
+    pub(crate) fn hints_waiting(&self) -> u64 {
+        let lane = self.store.as_ref();
+        lane.map_or(0, |lane| lane.hints_pending().iter().map(|&(_, count)| count).sum())
+    }
+}

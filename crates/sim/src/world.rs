@@ -1,0 +1,304 @@
+//! The simulated world: machines, clients and network around one queue of events.
+//!
+//! The world takes the next event, moves the time to it, and hands it to whom it concerns. Nothing
+//! else makes anything happen, and nothing here reads a clock, a hash order or a random number that
+//! does not come from the seed: so a seed is a run.
+
+use mds_cluster::AdminRequest;
+use mds_types::ClusterConfig;
+
+use crate::client::Clients;
+use crate::env::Env;
+use crate::event::{ClientEvent, Event, NodeEvent, Part};
+use crate::faults::{Action, FaultConfig, MILLISECOND_NS};
+use crate::network::{ConnId, Network, Side};
+use crate::node::{ControlInput, Machine, Power, Process, peer_addr};
+use crate::random::Random;
+use crate::trace::{Detail, Trace};
+
+/// Partitions of the simulated cluster: few, so that each holds several keys.
+const PARTITION_COUNT: u16 = 8;
+
+/// An `init` that came too early is repeated after this long, nanoseconds.
+pub(crate) const INIT_AGAIN_NS: u64 = 500 * MILLISECOND_NS;
+
+/// The world.
+pub(crate) struct World {
+    pub(crate) env: Env,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) clients: Clients,
+    pub(crate) config: ClusterConfig,
+}
+
+impl World {
+    /// A world of machines that nothing runs on yet.
+    pub(crate) fn new(
+        random: &Random,
+        nodes: usize,
+        clients: usize,
+        faults: FaultConfig,
+        detail: Detail,
+    ) -> World {
+        let network = Network::new(random.part("network", 0), faults);
+        let mut env = Env::new(random.part("threads", 0), network, Trace::new(detail));
+        env.machines = (0..nodes).map(|node| (peer_addr(node), node)).collect();
+        let config = ClusterConfig { partition_count: PARTITION_COUNT, ..ClusterConfig::default() };
+        World {
+            env,
+            machines: (0..nodes).map(|node| Machine::new(node, nodes, random.clone())).collect(),
+            clients: Clients::new(random, nodes, clients, &config),
+            config,
+        }
+    }
+
+    /// Lets things happen until `until_ns`, or `is_enough`, or an invariant is broken. True if it
+    /// was enough.
+    pub(crate) fn run(&mut self, until_ns: u64, is_enough: impl Fn(&World) -> bool) -> bool {
+        while self.env.violations.is_empty() {
+            if is_enough(self) {
+                return true;
+            }
+            let Some(event) = self.env.next(until_ns) else {
+                self.env.now_ns = until_ns;
+                return is_enough(self);
+            };
+            self.handle(event);
+        }
+        false
+    }
+
+    fn handle(&mut self, event: Event) {
+        let Some(event) = self.hold_back(event) else { return };
+        match event {
+            Event::Node { node, life, event } => {
+                if let Some(process) = self.machines[node].running(life) {
+                    process.on_event(event, &mut self.env);
+                    self.look_at_power(node);
+                }
+            }
+            Event::Datagram { to, bytes } => self.control(to, ControlInput::Datagram(bytes)),
+            Event::Message { to, bytes } => self.control(to, ControlInput::Message(bytes)),
+            Event::Init { node } => {
+                let (config, expected_nodes) = (self.config.clone(), self.machines.len());
+                let request = AdminRequest::Init { config, expected_nodes };
+                self.control(node, ControlInput::Admin(request));
+            }
+            Event::Stream { conn, to, part } => self.on_stream(conn, to, part),
+            Event::Resend { conn, to } => self.on_resend(conn, to),
+            Event::Request { node, from, request } => {
+                let machine = &mut self.machines[node];
+                match &mut machine.process {
+                    Some(process) => process.on_request(from, request, &mut self.env),
+                    None if machine.power == Power::On => {
+                        let refused = ClientEvent::Refused { attempt: from.attempt };
+                        self.env.tell_client(from.client, refused);
+                    }
+                    // Nobody answers; the client's own patience ends it.
+                    None => {}
+                }
+            }
+            Event::Client { client, event } => self.clients.on_event(client, event, &mut self.env),
+            Event::Start { node } => self.start(node),
+            Event::Act(action) => self.act(action),
+            Event::Mend { pairs } => {
+                self.env.line(|| format!("the cut of {pairs:?} ends"));
+                self.env.network.mend(&pairs);
+            }
+        }
+    }
+
+    /// What concerns a process that stands still waits in the kernel until it goes on.
+    fn hold_back(&mut self, event: Event) -> Option<Event> {
+        let node = match &event {
+            Event::Node { node, .. } | Event::Request { node, .. } | Event::Init { node } => *node,
+            Event::Datagram { to, .. } | Event::Message { to, .. } => *to,
+            Event::Stream { conn, to, .. } => self.env.network.conn(*conn)?.end(*to).node,
+            _ => return Some(event),
+        };
+        let until_ns = self.machines[node].paused_until_ns;
+        if self.env.now_ns >= until_ns {
+            return Some(event);
+        }
+        self.env.at(until_ns, event);
+        None
+    }
+
+    fn control(&mut self, node: usize, input: ControlInput) {
+        if let Some(process) = &mut self.machines[node].process {
+            process.control_input(input, &mut self.env);
+        }
+    }
+
+    // ---- streams ------------------------------------------------------------------------------
+
+    fn on_stream(&mut self, id: ConnId, to: Side, part: Part) {
+        let Some(conn) = self.env.network.conn(id) else { return };
+        let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
+        let is_queueing = !conn.flow_to(to).waiting.is_empty();
+        if is_queueing || !self.gets_through(from_node, to_node) {
+            let Some(conn) = self.env.network.conn(id) else { return };
+            conn.flow_to(to).waiting.push_back(part);
+            if !is_queueing {
+                let resend_ns = conn.next_resend_ns(to);
+                self.env.after(resend_ns, Event::Resend { conn: id, to });
+            }
+            return;
+        }
+        conn.has_got_through(to);
+        self.deliver(id, to, part);
+    }
+
+    fn on_resend(&mut self, id: ConnId, to: Side) {
+        let Some(conn) = self.env.network.conn(id) else { return };
+        let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
+        if !self.gets_through(from_node, to_node) {
+            let Some(conn) = self.env.network.conn(id) else { return };
+            let resend_ns = conn.next_resend_ns(to);
+            return self.env.after(resend_ns, Event::Resend { conn: id, to });
+        }
+        self.env.counts.count("stream sent again after a silence");
+        let Some(conn) = self.env.network.conn(id) else { return };
+        for part in std::mem::take(&mut conn.flow_to(to).waiting) {
+            self.env.send_part(id, to, part);
+        }
+    }
+
+    fn gets_through(&self, from: usize, to: usize) -> bool {
+        self.machines[to].power == Power::On && !self.env.network.is_cut(from, to)
+    }
+
+    fn deliver(&mut self, id: ConnId, to: Side, part: Part) {
+        let Some(conn) = self.env.network.conn(id) else { return };
+        let end = *conn.end(to);
+        if let Part::Bytes(bytes) = &part {
+            let flow = conn.flow_to(to);
+            flow.in_flight = flow.in_flight.saturating_sub(bytes.len());
+            if std::mem::take(&mut flow.is_blocked) {
+                let writer = conn.end(to.other());
+                let name = (writer.node, writer.life);
+                self.env.node_after(0, name, NodeEvent::Writable(id));
+            }
+        }
+        let machine = &mut self.machines[end.node];
+        let process = match &part {
+            // Whoever listens there now.
+            Part::Hello(_) => machine.process.as_mut(),
+            _ => machine.running(end.life).filter(|_| !end.is_gone),
+        };
+        match (process, part) {
+            (Some(process), Part::Hello(hello)) => process.on_hello(id, &hello, &mut self.env),
+            (Some(process), Part::Answer(answer)) => {
+                process.on_answer(id, answer, &mut self.env);
+            }
+            (Some(process), Part::Bytes(bytes)) => process.on_bytes(id, to, &bytes, &mut self.env),
+            (Some(process), Part::Reset) => process.on_conn_ended(id, to, &mut self.env),
+            (None, Part::Reset) => self.env.network.leave(id, to),
+            // The kernel knows of no such connection and says so.
+            (None, _) => {
+                self.env.network.leave(id, to);
+                self.env.send_part(id, to.other(), Part::Reset);
+            }
+        }
+    }
+
+    // ---- starts and faults --------------------------------------------------------------------
+
+    pub(crate) fn start(&mut self, node: usize) {
+        let machine = &mut self.machines[node];
+        if machine.process.is_some() {
+            return;
+        }
+        match machine.start(&mut self.env) {
+            Ok(()) => self.look_at_power(node),
+            Err(_) if machine.disk().is_stopped() => self.look_at_power(node),
+            Err(error) => {
+                let detail = format!("node {} does not start: {error}", node + 1);
+                self.env.violated("a node that nothing is wrong with starts", detail);
+            }
+        }
+    }
+
+    /// If the disk has come to its planned end, so has the machine's power.
+    fn look_at_power(&mut self, node: usize) {
+        let machine = &mut self.machines[node];
+        if machine.disk().is_stopped() {
+            self.env.counts.count("power lost inside the disk");
+            machine.lose_power(&mut self.env);
+            machine.start_after(machine.down_ns, &mut self.env);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::PowerLoss { node, down_ns } => {
+                let machine = &mut self.machines[node];
+                if machine.process.is_some() {
+                    self.env.counts.count("power lost");
+                    machine.lose_power(&mut self.env);
+                    machine.start_after(down_ns, &mut self.env);
+                }
+            }
+            Action::Kill { node, down_ns } => {
+                let machine = &mut self.machines[node];
+                if machine.process.is_some() {
+                    self.env.counts.count("process killed");
+                    machine.kill(&mut self.env);
+                    machine.start_after(down_ns, &mut self.env);
+                }
+            }
+            Action::PowerLossInDisk { node, operations, down_ns } => {
+                let machine = &mut self.machines[node];
+                machine.down_ns = down_ns;
+                machine.disk().fail_after_ops(operations);
+                let operations = operations + 1;
+                self.env.line(|| {
+                    format!("node {} will lose its power in {operations} disk writes", node + 1)
+                });
+            }
+            Action::Cut { pairs, for_ns } => {
+                self.env.counts.count("network cut");
+                self.env.line(|| format!("the network is cut: {pairs:?}, from 0"));
+                self.env.network.cut(&pairs);
+                self.env.after(for_ns, Event::Mend { pairs });
+            }
+            Action::ResetStreams { one, other } => {
+                self.env.line(|| format!("streams of nodes {} and {} break", one + 1, other + 1));
+                for conn in self.env.network.conns_between(one, other) {
+                    self.env.counts.count("stream reset");
+                    self.env.send_part(conn, Side::Dialler, Part::Reset);
+                    self.env.send_part(conn, Side::Acceptor, Part::Reset);
+                }
+            }
+            Action::Pause { node, for_ns } => {
+                let machine = &mut self.machines[node];
+                if machine.process.is_some() {
+                    self.env.counts.count("process paused");
+                    self.env.line(|| format!("node {} stands still", node + 1));
+                    machine.paused_until_ns = self.env.now_ns + for_ns;
+                }
+            }
+        }
+    }
+
+    /// Ends all faults, those to come included, and starts what does not run.
+    pub(crate) fn heal(&mut self) {
+        self.env.line(|| "the world heals".to_owned());
+        self.env.network.heal();
+        self.env.drop_planned_faults();
+        for node in 0..self.machines.len() {
+            let machine = &mut self.machines[node];
+            machine.disk().fail_after_ops(u64::MAX);
+            machine.paused_until_ns = machine.paused_until_ns.min(self.env.now_ns);
+            if machine.process.is_none() {
+                self.env.after(0, Event::Start { node });
+            }
+        }
+    }
+
+    // ---- questions ----------------------------------------------------------------------------
+
+    /// All running nodes.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.machines.iter().filter_map(|machine| machine.process.as_ref())
+    }
+}
