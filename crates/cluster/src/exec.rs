@@ -417,7 +417,7 @@ mod tests {
             let told = told.clone();
             drop(Rt::spawn(async move {
                 let inner = Rt::spawn(async { panic!("out of cheese") });
-                let error: crate::rt::JoinError = inner.await.map(|()| ()).unwrap_err();
+                let error: crate::rt::JoinError = inner.await.unwrap_err();
                 assert!(Rt::is_panic(&error));
                 lock(&told).push((1, 0));
             }));

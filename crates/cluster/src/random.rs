@@ -20,7 +20,7 @@ impl SplitMix64 {
     }
 
     /// The next 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -30,12 +30,12 @@ impl SplitMix64 {
 
     /// A generator whose stream is unrelated to what is drawn here afterwards.
     pub fn split(&mut self) -> SplitMix64 {
-        SplitMix64(self.next())
+        SplitMix64(self.draw())
     }
 
     /// The next 128 random bits.
     pub fn next_u128(&mut self) -> u128 {
-        (u128::from(self.next()) << 64) | u128::from(self.next())
+        (u128::from(self.draw()) << 64) | u128::from(self.draw())
     }
 }
 
@@ -43,16 +43,16 @@ impl TryRng for SplitMix64 {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        Ok((self.next() >> 32) as u32)
+        Ok((self.draw() >> 32) as u32)
     }
 
     fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        Ok(self.next())
+        Ok(self.draw())
     }
 
     fn try_fill_bytes(&mut self, dst: &mut [u8]) -> Result<(), Infallible> {
         for chunk in dst.chunks_mut(8) {
-            let bytes = self.next().to_le_bytes();
+            let bytes = self.draw().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
         Ok(())
@@ -67,7 +67,7 @@ mod tests {
     fn the_stream_of_a_seed_never_changes() {
         // The published test vector of SplitMix64 for seed 1234567.
         let mut rng = SplitMix64::new(1_234_567);
-        let drawn: Vec<u64> = (0..3).map(|_| rng.next()).collect();
+        let drawn: Vec<u64> = (0..3).map(|_| rng.draw()).collect();
         assert_eq!(
             drawn,
             [

@@ -30,7 +30,7 @@ pub(crate) struct Envelope {
     pub(crate) body: Body,
 }
 
-/// What a message says.
+/// What a message says. New kinds are added at the end: the position is the encoding.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Body {
     /// A question of Raft.

@@ -181,14 +181,16 @@ impl StoreIo {
                 Err(error) => done.failed = Some(format!("cannot persist the clock: {error}")),
             }
         }
-        if let Some(epoch) = batch.epoch
-            && let Err(error) = self.store.epoch_changed(epoch)
-        {
-            done.failed = Some(error.to_string());
+        if let Some(epoch) = batch.epoch {
+            match self.store.epoch_changed(epoch) {
+                Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
+                Err(error) => done.failed = Some(error.to_string()),
+            }
         }
         self.merge(batch.tickets, &batch.merges, &mut done);
-        if let Err(error) = self.store.tick(batch.mono_ns) {
-            done.failed = Some(error.to_string());
+        match self.store.tick(batch.mono_ns) {
+            Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
+            Err(error) => done.failed = Some(error.to_string()),
         }
         let touches_hints = !batch.hints.is_empty()
             || !batch.hint_reads.is_empty()
@@ -251,11 +253,18 @@ impl StoreIo {
                 done.merges.extend(refused);
             }
             Err(error) => {
+                // A failed read of the engine, say: this batch is in doubt, the store may go on. Only a
+                // poisoned store is over.
+                tracing::error!(%error, records = records.len(), "merging failed");
                 let failed = tickets
                     .into_iter()
                     .map(|ticket| (ticket, MergeResult::Failed));
                 done.merges.extend(failed);
-                done.failed = Some(error.to_string());
+                if matches!(error, StoreError::Poisoned { .. })
+                    || self.store.reader().stats().poisoned
+                {
+                    done.failed = Some(error.to_string());
+                }
             }
         }
     }

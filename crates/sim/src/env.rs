@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
-use crate::faults::FaultCounts;
+use crate::faults::Counts;
 use crate::network::{ConnId, Network, Side};
 use crate::oracle::{Violation, Watch};
 use crate::random::Random;
@@ -24,7 +24,10 @@ pub(crate) struct Env {
     pub(crate) network: Network,
     /// Which machine has which peer address.
     pub(crate) machines: BTreeMap<String, usize>,
-    pub(crate) counts: FaultCounts,
+    /// Faults that happened.
+    pub(crate) counts: Counts,
+    /// What the nodes came to do.
+    pub(crate) reached: Counts,
     pub(crate) trace: Trace,
     pub(crate) watch: Watch,
     pub(crate) violations: Vec<Violation>,
@@ -39,7 +42,8 @@ impl Env {
             random,
             network,
             machines: BTreeMap::new(),
-            counts: FaultCounts::default(),
+            counts: Counts::default(),
+            reached: Counts::default(),
             trace,
             watch: Watch::default(),
             violations: Vec::new(),

@@ -184,12 +184,17 @@ fn draw_action(random: &mut Random, nodes: usize) -> Action {
     }
 }
 
-/// Faults that happened, by name.
+/// How often something happened, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct FaultCounts(pub BTreeMap<&'static str, u64>);
+pub struct Counts(pub BTreeMap<&'static str, u64>);
 
-impl FaultCounts {
+impl Counts {
+    /// Adds to the count of a name.
+    pub fn add(&mut self, name: &'static str, times: u64) {
+        *self.0.entry(name).or_default() += times;
+    }
+
     pub(crate) fn count(&mut self, name: &'static str) {
-        *self.0.entry(name).or_default() += 1;
+        self.add(name, 1);
     }
 }

@@ -1,1 +1,32 @@
-//! Placeholder until the crate is written.
+//! Whole clusters in one deterministic process.
+//!
+//! The nodes are the real ones: the core with its coordinator, replicas, hints and repair; gossip
+//! and Raft; the storage log, the data directory and the hints. What is ours is the world around
+//! them: [`faults`], network, disks, clocks, clients, and one queue of events. Everything random
+//! comes from one seed, so a run can be had again, exactly, from one number: [`run()`].
+//!
+//! Why it works: no part of a node reads a clock, draws a random number, owns a thread or a socket.
+//! They are driven in turns, and the simulator is one more shell that drives them. There is no
+//! `if simulated` in production code, and no production logic here.
+//!
+//! Not simulated: the real engines (the reference engine in memory stands in for them), the kernel,
+//! the shell with its threads and sockets, and the protocols of clients.
+
+pub mod faults;
+pub mod run;
+
+mod client;
+mod clock;
+mod env;
+mod event;
+mod history;
+mod network;
+mod node;
+mod oracle;
+mod random;
+mod trace;
+mod world;
+
+pub use oracle::Violation;
+pub use run::{Report, Settings, run};
+pub use trace::Detail;

@@ -12,10 +12,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use mds_node::core::LinkId;
 
 use crate::event::Part;
-use crate::faults::{FaultConfig, FaultCounts, MILLISECOND_NS};
+use crate::faults::{FaultConfig, Counts, MILLISECOND_NS};
 use crate::random::Random;
 
 /// Bytes that the kernels on both sides take before the writer has to wait.
@@ -56,8 +55,6 @@ impl Side {
 pub(crate) struct End {
     pub(crate) node: usize,
     pub(crate) life: u64,
-    /// Its core's name for the connection, past the handshake.
-    pub(crate) link: Option<LinkId>,
     pub(crate) is_gone: bool,
 }
 
@@ -152,7 +149,7 @@ impl Network {
     }
 
     /// How long one packet takes.
-    pub(crate) fn delay_ns(&mut self, counts: &mut FaultCounts) -> u64 {
+    pub(crate) fn delay_ns(&mut self, counts: &mut Counts) -> u64 {
         let faults = &self.faults;
         if self.random.chance(faults.late_ppm) {
             counts.count("late packet");
@@ -167,7 +164,7 @@ impl Network {
         from: usize,
         to: usize,
         (drop_ppm, duplicate_ppm): (u32, u32),
-        counts: &mut FaultCounts,
+        counts: &mut Counts,
     ) -> Vec<u64> {
         if self.is_cut(from, to) {
             counts.count("packet cut off");
@@ -190,7 +187,7 @@ impl Network {
     pub(crate) fn dial(&mut self, from: (usize, u64), to: usize) -> ConnId {
         self.next_conn += 1;
         let id = ConnId(self.next_conn);
-        let end = |node, life| End { node, life, link: None, is_gone: false };
+        let end = |node, life| End { node, life, is_gone: false };
         // The life at the other end is filled in when it accepts.
         let conn = Conn { ends: [end(from.0, from.1), end(to, 0)], flows: Default::default() };
         self.conns.insert(id, conn);
@@ -238,7 +235,7 @@ impl Network {
         now_ns: u64,
         id: ConnId,
         to: Side,
-        counts: &mut FaultCounts,
+        counts: &mut Counts,
     ) -> u64 {
         let at_ns = now_ns + self.delay_ns(counts);
         match self.conns.get_mut(&id) {
@@ -253,7 +250,7 @@ impl Network {
 
     /// Cuts one write into the pieces it arrives in. The flag says that the connection is reset
     /// behind them; a rest is lost then.
-    pub(crate) fn pieces(&mut self, bytes: Bytes, counts: &mut FaultCounts) -> (Vec<Bytes>, bool) {
+    pub(crate) fn pieces(&mut self, bytes: Bytes, counts: &mut Counts) -> (Vec<Bytes>, bool) {
         let (most, reset_ppm) = (self.faults.stream_pieces_max, self.faults.stream_reset_ppm);
         let is_reset = self.random.chance(reset_ppm);
         let mut rest = bytes;
@@ -275,7 +272,7 @@ impl Network {
     }
 
     /// How long the coming sync of a disk takes.
-    pub(crate) fn sync_ns(&mut self, counts: &mut FaultCounts) -> u64 {
+    pub(crate) fn sync_ns(&mut self, counts: &mut Counts) -> u64 {
         let faults = &self.faults;
         if self.random.chance(faults.slow_sync_ppm) {
             counts.count("slow sync");

@@ -8,7 +8,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// One chance in this many: rates are given in parts per million.
-pub const PPM: u32 = 1_000_000;
+const PPM: u32 = 1_000_000;
 
 /// A seeded generator.
 #[derive(Clone, Debug)]

@@ -144,7 +144,9 @@ impl World {
             }
             return;
         }
-        conn.has_got_through(to);
+        if let Some(conn) = self.env.network.conn(id) {
+            conn.has_got_through(to);
+        }
         self.deliver(id, to, part);
     }
 
@@ -158,8 +160,10 @@ impl World {
         }
         self.env.counts.count("stream sent again after a silence");
         let Some(conn) = self.env.network.conn(id) else { return };
+        conn.has_got_through(to);
+        // At once: what is still under way was sent later and must not overtake it.
         for part in std::mem::take(&mut conn.flow_to(to).waiting) {
-            self.env.send_part(id, to, part);
+            self.deliver(id, to, part);
         }
     }
 
@@ -280,7 +284,8 @@ impl World {
         }
     }
 
-    /// Ends all faults, those to come included, and starts what does not run.
+    /// Ends all faults, those to come included, and starts what does not run. Who stands still goes
+    /// on by itself, soon.
     pub(crate) fn heal(&mut self) {
         self.env.line(|| "the world heals".to_owned());
         self.env.network.heal();
@@ -288,7 +293,6 @@ impl World {
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];
             machine.disk().fail_after_ops(u64::MAX);
-            machine.paused_until_ns = machine.paused_until_ns.min(self.env.now_ns);
             if machine.process.is_none() {
                 self.env.after(0, Event::Start { node });
             }

@@ -56,6 +56,12 @@ hex_id! {
     ClusterId, u128, "32"
 }
 
+impl From<u64> for NodeId {
+    fn from(number: u64) -> NodeId {
+        NodeId(number)
+    }
+}
+
 impl IncarnationId {
     /// The node that lives in the directory with this incarnation.
     pub fn node_id(self) -> NodeId {

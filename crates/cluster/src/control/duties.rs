@@ -93,7 +93,7 @@ fn promotion(situation: &Situation<'_>) -> Option<BTreeSet<NodeId>> {
     if have >= voters_wanted(state.members.len()) {
         return None;
     }
-    let missing = if have % 2 == 0 { 1 } else { 2 };
+    let missing = if have.is_multiple_of(2) { 1 } else { 2 };
     let zone = |node: &NodeId| {
         state
             .members

@@ -187,13 +187,13 @@ impl Control {
             return;
         }
         self.announcements += 1;
-        self.announce_id = self.rng.next();
+        self.announce_id = self.rng.draw();
         let (turn, id) = (self.announcements, self.announce_id);
         // Whoever is in doubt may be cut off from the leader that it remembers: ask anybody who
         // votes, in turn.
         let others: Vec<NodeId> = voters.into_iter().filter(|node| *node != self.me).collect();
         let anybody = (!others.is_empty()).then(|| others[turn as usize % others.len()]);
-        let asked = if turn % 2 == 0 {
+        let asked = if turn.is_multiple_of(2) {
             anybody.or(leader)
         } else {
             leader.or(anybody)

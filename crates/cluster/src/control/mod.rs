@@ -16,26 +16,31 @@
 //!
 //! **What it does not do yet**: change the ring, remove members, replace a dead voter.
 
+mod api;
 mod birth;
 mod duties;
 mod lead;
 mod messages;
 mod show;
 
+pub use api::{
+    AdminError, AdminReply, AdminRequest, ControlConfig, ControlCounters, ControlError,
+    ControlOutputs,
+};
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use mds_storage::Disk;
-use mds_storage::datadir::{DataDir, DataDirError};
-use mds_types::{ClusterConfig, ClusterId, MemberInfo, NodeId};
+use mds_storage::datadir::DataDir;
+use mds_types::{ClusterId, NodeId};
 use openraft_rt::AsyncRuntime;
 
 use crate::exec::{Exec, lock};
-use crate::gossip::{self, Gossip, GossipCounters, GossipTiming};
-use crate::raft::{Applied, LogStore, Machine, Net, OpenMode, Outbox, Raft, RaftTiming};
+use crate::gossip::{self, Gossip};
+use crate::raft::{Applied, LogStore, Machine, Net, OpenMode, Outbox, Raft};
 use crate::random::SplitMix64;
 use crate::rt::Rt;
 use crate::state::check_info;
@@ -52,141 +57,6 @@ const ADMIN_TIMEOUT_NS: u64 = 30_000_000_000;
 
 /// Administration requests that may wait at a time; more are refused.
 const ADMIN_WAITING_MAX: usize = 64;
-
-/// How a control part is set up. Node configuration: may differ from node to node.
-#[derive(Clone, Debug)]
-pub struct ControlConfig {
-    /// What this node says of itself.
-    pub info: MemberInfo,
-    /// `host:port` of nodes to try first, for gossip. This node's own may be among them.
-    pub seeds: Vec<String>,
-    /// Raft's clocks.
-    pub raft: RaftTiming,
-    /// Gossip's clocks.
-    pub gossip: GossipTiming,
-    /// How often this node, when it leads, advances the epoch, in milliseconds. `None`: never.
-    pub epoch_interval_ms: Option<u64>,
-    /// Where all randomness comes from: entropy in production, the seed in the simulator.
-    pub seed: u64,
-    /// Whether this node, when it leads, makes nodes without a cluster members that wait.
-    pub auto_add_members: bool,
-}
-
-/// Why a control part cannot be opened. The process has to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The configuration contradicts itself.
-    #[error("{0}")]
-    Config(String),
-    /// The disk failed, or what lies on it is damaged.
-    #[error("the node's control state cannot be read: {0}")]
-    Storage(#[from] io::Error),
-    /// The data directory cannot join the cluster.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// Raft did not start.
-    #[error("raft did not start: {0}")]
-    Raft(String),
-}
-
-/// What an administrator asks of this node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum AdminRequest {
-    /// Form a cluster of all nodes without a cluster that gossip sees alive, this one included.
-    Init {
-        /// Agreed for the cluster's life.
-        config: ClusterConfig,
-        /// Refuse unless there are at least this many.
-        expected_nodes: usize,
-    },
-}
-
-/// The answer to an administrator.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum AdminReply {
-    /// The cluster is born.
-    Born {
-        /// Its identity.
-        cluster: ClusterId,
-        /// Its first members.
-        members: Vec<NodeId>,
-    },
-}
-
-/// Why an administrator's request was not carried out.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum AdminError {
-    /// A cluster is formed once.
-    #[error("this node is part of cluster {0} already")]
-    AlreadyFormed(ClusterId),
-    /// A node of a cluster is in reach: this node will become part of that.
-    #[error(
-        "a node of cluster {cluster} is in reach ({node}): this node will join it. To form a \
-         cluster of its own, take its address out of the seed list"
-    )]
-    ClusterInReach {
-        /// That cluster.
-        cluster: ClusterId,
-        /// One of its nodes.
-        node: String,
-    },
-    /// Fewer nodes than the administrator expects.
-    #[error(
-        "{expected} nodes are expected, {} are seen: {}. Start the others, or check their seed lists",
-        seen.len(),
-        seen.join(", ")
-    )]
-    TooFewNodes {
-        /// As requested.
-        expected: usize,
-        /// Name and address of each node that is alive and without a cluster.
-        seen: Vec<String>,
-    },
-    /// The configuration is invalid.
-    #[error("{0}")]
-    Invalid(String),
-    /// The request was taken up and goes on, but is not done yet.
-    #[error("cluster {0} is being formed and that goes on by itself: see the status")]
-    StillForming(ClusterId),
-    /// This node stops.
-    #[error("this node has stopped: {0}")]
-    Stopped(String),
-    /// Too many requests wait.
-    #[error("too many administration requests wait: try again")]
-    Busy,
-}
-
-/// What a turn brought.
-#[derive(Debug, Default)]
-pub struct ControlOutputs {
-    /// Gossip, for UDP: (`host:port`, bytes).
-    pub datagrams: Vec<(String, Bytes)>,
-    /// Control messages, each a whole: (node, its `host:port`, bytes). May be lost or reordered.
-    pub messages: Vec<(NodeId, String, Bytes)>,
-    /// The view, if it changed.
-    pub view: Option<Arc<ClusterView>>,
-    /// Answers to administration requests, by the id they came with.
-    pub admin: Vec<(u64, Result<AdminReply, AdminError>)>,
-    /// Call [`Control::sync_storage`] soon: others wait for it.
-    pub wants_sync: bool,
-    /// The control part has failed and stopped; so has the process to.
-    pub fatal: Option<String>,
-}
-
-/// What was refused or dropped since this start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct ControlCounters {
-    /// Gossip's.
-    pub gossip: GossipCounters,
-    /// Messages of another cluster.
-    pub foreign_messages: u64,
-    /// Messages that are none of ours, or not for this node.
-    pub malformed_messages: u64,
-    /// Messages of starts that are over.
-    pub stale_messages: u64,
-    /// Messages not sent or not handled because too many waited, or no address was known.
-    pub shed_messages: u64,
-}
 
 struct RaftParts {
     raft: Raft,
@@ -290,8 +160,8 @@ impl Control {
             .map_err(|error| ControlError::Config(error.to_string()))?;
 
         let mut rng = SplitMix64::new(config.seed);
-        let nonce = rng.next();
-        let exec = Exec::new(rng.next(), mono_ns);
+        let nonce = rng.draw();
+        let exec = Exec::new(rng.draw(), mono_ns);
         let me = home.identity().node_id();
         let gossip = Gossip::new(
             gossip::Me {

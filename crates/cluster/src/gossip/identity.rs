@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of an encoded [`MemberInfo`] at most: two identities and a member have to fit one
 /// datagram. Checked when a node starts.
-pub(crate) const INFO_BYTES_MAX: usize = 400;
+pub(crate) const INFO_BYTES_MAX: usize = 380;
 
 /// A node in gossip.
 #[derive(Clone, Debug)]

@@ -20,20 +20,21 @@
 //!    that foca asks for.
 
 mod identity;
+mod timing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use foca::{Codec, Foca, NoCustomBroadcast, Notification, PeriodicParams, Runtime, Timer};
+use foca::{Codec, Foca, NoCustomBroadcast, Notification, Runtime, Timer};
 use mds_types::{ClusterId, IncarnationId, MemberInfo, NodeId};
 
 use crate::random::SplitMix64;
 use crate::view::PeerView;
 use identity::{CodecError, IdCodec};
 pub(crate) use identity::{INFO_BYTES_MAX, Id, info_bytes};
+pub use timing::GossipTiming;
 
 /// Bytes of a datagram at most: one Ethernet frame, less the headers of IPv6 and UDP and some more.
 const DATAGRAM_BYTES_MAX: usize = 1400;
@@ -57,66 +58,6 @@ const PREFIX_BYTES: usize = 4;
 const KIND_FOCA: u8 = 0;
 const KIND_KNOCK: u8 = 1;
 const KIND_WELCOME: u8 = 2;
-
-/// Gossip's clocks, in milliseconds. All nodes of a cluster should have the same.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct GossipTiming {
-    /// One random peer is probed this often.
-    pub probe_ms: u64,
-    /// A probe without an answer for this long is repeated through others.
-    pub probe_rtt_ms: u64,
-    /// A suspected peer is held for dead after this long.
-    pub suspect_ms: u64,
-    /// News is spread this often, while there is any.
-    pub spread_ms: u64,
-    /// Peers that are down are tried this often: that heals partitions.
-    pub retry_down_ms: u64,
-    /// Seeds are knocked at this often while nobody is known.
-    pub seed_ms: u64,
-    /// A dead peer is forgotten after this long.
-    pub forget_ms: u64,
-}
-
-impl Default for GossipTiming {
-    fn default() -> Self {
-        GossipTiming {
-            probe_ms: 1_000,
-            probe_rtt_ms: 300,
-            suspect_ms: 2_500,
-            spread_ms: 200,
-            retry_down_ms: 3_000,
-            seed_ms: 1_000,
-            forget_ms: 24 * 60 * 60 * 1_000,
-        }
-    }
-}
-
-impl GossipTiming {
-    fn config(&self) -> foca::Config {
-        let ms = Duration::from_millis;
-        let count = |n: usize| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
-        let every = |frequency_ms: u64, members: usize| {
-            Some(PeriodicParams {
-                frequency: ms(frequency_ms),
-                num_members: count(members),
-            })
-        };
-        foca::Config {
-            probe_period: ms(self.probe_ms),
-            // Foca needs the indirect probe to come before the next direct one.
-            probe_rtt: ms(self.probe_rtt_ms.min(self.probe_ms / 2)),
-            num_indirect_probes: count(3),
-            max_transmissions: NonZeroU8::new(10).unwrap_or(NonZeroU8::MIN),
-            suspect_to_down_after: ms(self.suspect_ms),
-            remove_down_after: Some(ms(self.forget_ms)),
-            max_packet_size: count(DATAGRAM_BYTES_MAX - PREFIX_BYTES),
-            notify_down_members: true,
-            periodic_announce: every(30 * self.probe_ms, 1),
-            periodic_announce_to_down_members: every(self.retry_down_ms, 3),
-            periodic_gossip: every(self.spread_ms, 3),
-        }
-    }
-}
 
 /// What gossip refused or dropped since this start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -560,3 +501,6 @@ fn split_prefix(bytes: &[u8]) -> Option<(u8, &[u8])> {
     let (prefix, payload) = bytes.split_at(PREFIX_BYTES);
     (prefix[..2] == MAGIC && prefix[2] == FORMAT_1).then_some((prefix[3], payload))
 }
+
+#[cfg(test)]
+mod tests;

@@ -165,7 +165,11 @@ impl Node {
         let opener = StoreOpener {
             root: config.data_dir.clone(),
             engine: config.engine,
-            options: config.store,
+            // Salts what clients' bytes go into, so that nobody can forge frames inside values.
+            options: StoreOptions {
+                secret: (incarnation.0 >> 64) as u64,
+                ..config.store
+            },
             hints: config.hints,
             disk: opened.disk.clone(),
             done: store_done.clone(),

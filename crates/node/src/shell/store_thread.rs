@@ -22,6 +22,9 @@ const FLUSH_WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// The flusher looks for work at least this often.
 const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Pause between tries to flush to a full disk.
+const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Records merged as one group at the most: bounds how long the first of them waits.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -132,6 +135,16 @@ fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>,
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             },
+            // What is to be flushed stays in the log; there may be room later.
+            Err(StoreError::Full) => {
+                tracing::error!("the disk is full: writes are refused until there is room");
+                match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {
+                        std::thread::sleep(FULL_DISK_PAUSE);
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));
                 tracing::error!(%error, "flushing failed: this node stops serving");

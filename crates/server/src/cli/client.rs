@@ -169,13 +169,24 @@ impl Client {
     /// In words, when one is not an address.
     pub fn new(addrs: &str) -> Result<Client, String> {
         let mut list = Vec::new();
-        for addr in addrs.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
-            let bare = addr.strip_prefix("http://").unwrap_or(addr).trim_end_matches('/');
+        for addr in addrs
+            .split(',')
+            .map(str::trim)
+            .filter(|addr| !addr.is_empty())
+        {
+            let bare = addr
+                .strip_prefix("http://")
+                .unwrap_or(addr)
+                .trim_end_matches('/');
             let url = format!("http://{bare}/");
             let uri: Result<ureq::http::Uri, _> = url.parse();
-            let whole = uri.ok().filter(|uri| uri.path() == "/" && uri.port().is_some());
+            let whole = uri
+                .ok()
+                .filter(|uri| uri.path() == "/" && uri.port().is_some());
             if whole.is_none() {
-                return Err(format!("`{addr}` is not the HTTP address of a node: host:port"));
+                return Err(format!(
+                    "`{addr}` is not the HTTP address of a node: host:port"
+                ));
             }
             list.push(bare.to_owned());
         }
@@ -244,14 +255,20 @@ impl Client {
         }
         let answered = match call.body {
             Some(body) => {
-                let request = builder.body(body).map_err(|error| strange(error.to_string()))?;
+                let request = builder
+                    .body(body)
+                    .map_err(|error| strange(error.to_string()))?;
                 let request = self.agent.configure_request(request);
-                self.agent.run(request.timeout_global(Some(call.timeout)).build())
+                self.agent
+                    .run(request.timeout_global(Some(call.timeout)).build())
             }
             None => {
-                let request = builder.body(()).map_err(|error| strange(error.to_string()))?;
+                let request = builder
+                    .body(())
+                    .map_err(|error| strange(error.to_string()))?;
                 let request = self.agent.configure_request(request);
-                self.agent.run(request.timeout_global(Some(call.timeout)).build())
+                self.agent
+                    .run(request.timeout_global(Some(call.timeout)).build())
             }
         };
         let mut answered = answered.map_err(|error| classify(addr, error))?;
@@ -316,12 +333,14 @@ mod tests {
 
     /// An address where nobody listens.
     fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
     }
 
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
-    const BUSY: &[u8] =
-        b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
     fn put(addrs: &[SocketAddr]) -> Result<Reply, ClientError> {
         let list: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
@@ -332,8 +351,14 @@ mod tests {
     #[test]
     fn the_next_node_is_tried_when_nothing_was_done() {
         let reply = put(&[nobody(), one_answer(BUSY), one_answer(OK)]).unwrap();
-        assert_eq!((reply.status, reply.body.as_slice()), (StatusCode::OK, &b"ok"[..]));
-        assert!(matches!(put(&[nobody(), nobody()]), Err(ClientError::Unreachable(_))));
+        assert_eq!(
+            (reply.status, reply.body.as_slice()),
+            (StatusCode::OK, &b"ok"[..])
+        );
+        assert!(matches!(
+            put(&[nobody(), nobody()]),
+            Err(ClientError::Unreachable(_))
+        ));
         let busy = put(&[one_answer(BUSY), nobody()]).unwrap();
         assert_eq!(busy.failure().code(), 3);
     }
@@ -343,7 +368,10 @@ mod tests {
         let second = TcpListener::bind("127.0.0.1:0").unwrap();
         second.set_nonblocking(true).unwrap();
         let answer = put(&[one_answer(b""), second.local_addr().unwrap()]);
-        assert!(matches!(answer, Err(ClientError::NoAnswer { .. })), "{answer:?}");
+        assert!(
+            matches!(answer, Err(ClientError::NoAnswer { .. })),
+            "{answer:?}"
+        );
         assert!(second.accept().is_err(), "the write went to a second node");
     }
 
@@ -356,7 +384,14 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        for text in ["", ",", "no-port", "http://a:1/path", "a b:1", "https://a:1"] {
+        for text in [
+            "",
+            ",",
+            "no-port",
+            "http://a:1/path",
+            "a b:1",
+            "https://a:1",
+        ] {
             assert!(Client::new(text).is_err(), "{text}");
         }
         let client = Client::new("http://a:1/, b:2").unwrap();

@@ -75,7 +75,9 @@ pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
 /// Gives birth to a cluster.
 pub(crate) fn init_cluster(client: &Client, body: &InitBody) -> Result<StatusBody, Failure> {
     let body = serde_json::to_vec(body).map_err(|error| Failure::usage(error.to_string()))?;
-    let call = Call::new(Method::POST, "/v1/init").body(&body).timeout(INIT_PATIENCE);
+    let call = Call::new(Method::POST, "/v1/init")
+        .body(&body)
+        .timeout(INIT_PATIENCE);
     let reply = client.call(&call)?;
     match reply.status.is_success() {
         true => Ok(reply.json()?),
@@ -115,7 +117,9 @@ pub(super) fn status(args: &NodeArgs) -> Result<ExitCode, Failure> {
         status.raft.voters.len(),
         status.raft.applied
     ))?;
-    let heads = ["node", "id", "alive", "stage", "raft", "zone", "weight", "redis", "http", "starts"];
+    let heads = [
+        "node", "id", "alive", "stage", "raft", "zone", "weight", "redis", "http", "starts",
+    ];
     let mut table = output::table(&heads);
     for member in &status.members {
         let raft = match &status.raft.leader {
@@ -150,8 +154,15 @@ pub(super) fn ring(args: &RingArgs) -> Result<ExitCode, Failure> {
         "ring version {}: {} partitions, {} replicas each",
         ring.version, ring.partition_count, ring.n
     ))?;
-    let mut table =
-        output::table(&["node", "id", "zone", "weight", "partitions", "first in", "of fair share"]);
+    let mut table = output::table(&[
+        "node",
+        "id",
+        "zone",
+        "weight",
+        "partitions",
+        "first in",
+        "of fair share",
+    ]);
     for member in &ring.members {
         table.add_row([
             member.name.clone(),
@@ -167,7 +178,10 @@ pub(super) fn ring(args: &RingArgs) -> Result<ExitCode, Failure> {
     if args.partitions {
         let mut table = output::table(&["partition", "replicas, first one first"]);
         for (partition, replicas) in ring.partitions.iter().enumerate() {
-            let names: Vec<&str> = replicas.iter().map(|&index| name_of(&ring, index)).collect();
+            let names: Vec<&str> = replicas
+                .iter()
+                .map(|&index| name_of(&ring, index))
+                .collect();
             table.add_row([partition.to_string(), names.join(" ")]);
         }
         output::line(table)?;
@@ -176,7 +190,9 @@ pub(super) fn ring(args: &RingArgs) -> Result<ExitCode, Failure> {
 }
 
 fn name_of(ring: &RingBody, index: usize) -> &str {
-    ring.members.get(index).map_or("?", |member| member.name.as_str())
+    ring.members
+        .get(index)
+        .map_or("?", |member| member.name.as_str())
 }
 
 /// What `digest` found.
@@ -210,7 +226,9 @@ pub(super) fn digest(args: &NodeArgs) -> Result<ExitCode, Failure> {
     let mut silent = BTreeMap::new();
     for ringed in &ring.members {
         let member = members.members.iter().find(|member| member.id == ringed.id);
-        let addr = member.map(|member| member.http.as_str()).unwrap_or_default();
+        let addr = member
+            .map(|member| member.http.as_str())
+            .unwrap_or_default();
         match digest_of(&client, addr, &ringed.id) {
             Ok(partitions) => {
                 digests.insert(ringed.id.clone(), partitions);
@@ -231,7 +249,9 @@ pub(super) fn digest(args: &NodeArgs) -> Result<ExitCode, Failure> {
 
 fn digest_of(client: &Client, addr: &str, id: &str) -> Result<Vec<PartitionDigest>, String> {
     let call = Call::new(Method::GET, "/v1/digest").timeout(DIGEST_PATIENCE);
-    let reply = client.call_at(addr, &call).map_err(|error| error.to_string())?;
+    let reply = client
+        .call_at(addr, &call)
+        .map_err(|error| error.to_string())?;
     if !reply.status.is_success() {
         return Err(reply.error().error);
     }
@@ -259,14 +279,19 @@ fn compare(
     for (partition, replicas) in ring.partitions.iter().enumerate() {
         let held = |index: &usize| {
             let member = ring.members.get(*index)?;
-            let digest = digests
-                .get(&member.id)
-                .and_then(|held| held.iter().find(|one| usize::from(one.partition.0) == partition));
+            let digest = digests.get(&member.id).and_then(|held| {
+                held.iter()
+                    .find(|one| usize::from(one.partition.0) == partition)
+            });
             Some((member, digest))
         };
         let held: Vec<_> = replicas.iter().filter_map(held).collect();
-        let asked = held.iter().filter(|(member, _)| digests.contains_key(&member.id));
-        let mut contents: Vec<_> = asked.map(|(_, digest)| digest.filter(|one| one.records > 0)).collect();
+        let asked = held
+            .iter()
+            .filter(|(member, _)| digests.contains_key(&member.id));
+        let mut contents: Vec<_> = asked
+            .map(|(_, digest)| digest.filter(|one| one.records > 0))
+            .collect();
         contents.dedup();
         if contents.len() <= 1 {
             comparison.equal += 1;
@@ -274,7 +299,9 @@ fn compare(
             comparison.records += content.map_or(0, |one| one.records);
             comparison.tombstones += content.map_or(0, |one| one.tombstones);
         } else {
-            let replicas = held.iter().map(|(member, digest)| (member.name.clone(), digest.cloned()));
+            let replicas = held
+                .iter()
+                .map(|(member, digest)| (member.name.clone(), digest.cloned()));
             comparison.different.push(Difference {
                 partition,
                 replicas: replicas.collect(),
@@ -305,7 +332,10 @@ fn print_comparison(comparison: &Comparison) -> Result<(), Failure> {
         output::line(table)?;
     }
     for (name, reason) in &comparison.silent {
-        output::line(format!("{}: not compared: {reason}", good_or_bad(false, name)))?;
+        output::line(format!(
+            "{}: not compared: {reason}",
+            good_or_bad(false, name)
+        ))?;
     }
     let equal = comparison.different.is_empty();
     output::line(format!(
@@ -355,7 +385,10 @@ mod tests {
     #[test]
     fn only_replicas_of_a_partition_are_compared() {
         let mut digests = BTreeMap::from([
-            ("id-a".to_owned(), vec![digest(0, "x", 1), digest(1, "no replica of it", 7)]),
+            (
+                "id-a".to_owned(),
+                vec![digest(0, "x", 1), digest(1, "no replica of it", 7)],
+            ),
             ("id-b".to_owned(), vec![digest(0, "x", 1), digest(1, "", 0)]),
             ("id-c".to_owned(), vec![]),
         ]);

@@ -127,7 +127,10 @@ fn with_patience(call: Call<'_>, timeout_ms: Option<u32>) -> Call<'_> {
 pub(super) fn get(args: &GetArgs) -> Result<ExitCode, Failure> {
     let parameters = [("r", text(args.r)), ("timeout_ms", text(args.timeout_ms))];
     let call = Call::new(Method::GET, key_path(&args.key, &parameters));
-    let reply = args.node.client()?.call(&with_patience(call, args.timeout_ms))?;
+    let reply = args
+        .node
+        .client()?
+        .call(&with_patience(call, args.timeout_ms))?;
     if !reply.status.is_success() {
         return Err(reply.failure());
     }
@@ -137,7 +140,9 @@ pub(super) fn get(args: &GetArgs) -> Result<ExitCode, Failure> {
             version: reply.header("x-mds-version").unwrap_or_default().to_owned(),
             value_bytes: reply.body.len() as u64,
             value: Some(percent_encode(&reply.body)),
-            expires_at_ms: reply.header("x-mds-expires-at-ms").and_then(|ms| ms.parse().ok()),
+            expires_at_ms: reply
+                .header("x-mds-expires-at-ms")
+                .and_then(|ms| ms.parse().ok()),
         };
         output::json(&record)?;
         return Ok(ExitCode::SUCCESS);
@@ -157,7 +162,9 @@ pub(super) fn put(args: &PutArgs) -> Result<ExitCode, Failure> {
     };
     let expires_at_ms = match (&args.ttl, args.write.expires_at_ms) {
         (Some(_), Some(_)) => {
-            return Err(Failure::usage("give either --ttl or --expires-at-ms, not both"));
+            return Err(Failure::usage(
+                "give either --ttl or --expires-at-ms, not both",
+            ));
         }
         (Some(ttl), None) => Some(expiry(ttl)?),
         (None, at) => at,
@@ -175,7 +182,10 @@ pub(super) fn del(args: &DelArgs) -> Result<ExitCode, Failure> {
     if args.write.expires_at_ms.is_some() {
         return Err(Failure::usage("--expires-at-ms is for put"));
     }
-    let parameters = [("w", text(args.write.w)), ("timeout_ms", text(args.write.timeout_ms))];
+    let parameters = [
+        ("w", text(args.write.w)),
+        ("timeout_ms", text(args.write.timeout_ms)),
+    ];
     let call = Call::new(Method::DELETE, key_path(&args.key, &parameters));
     write(call, &args.write, &args.node, None)
 }
@@ -206,7 +216,10 @@ fn write(
     match node.json {
         true => output::json(&written)?,
         false => {
-            output::line(format!("ok, on {} replicas, version {}", written.acked, written.version))?;
+            output::line(format!(
+                "ok, on {} replicas, version {}",
+                written.acked, written.version
+            ))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -238,9 +251,13 @@ fn read_value(from: impl Read) -> Result<Vec<u8>, Failure> {
 
 fn expiry(ttl: &str) -> Result<u64, Failure> {
     let ttl_ms = duration_ms(ttl).ok_or_else(|| {
-        Failure::usage(format!("--ttl is `{ttl}`: expected a time such as 500ms, 30s, 15m, 2h, 7d"))
+        Failure::usage(format!(
+            "--ttl is `{ttl}`: expected a time such as 500ms, 30s, 15m, 2h, 7d"
+        ))
     })?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let at_ms = now_ms.checked_add(ttl_ms);
     at_ms.ok_or_else(|| Failure::usage("--ttl is too far in the future"))
@@ -275,7 +292,12 @@ pub(super) fn scan(args: &ScanArgs) -> Result<ExitCode, Failure> {
             ("limit", Some(left.min(1_000).to_string())),
             ("values", Some(args.values.to_string())),
             ("r", text(args.r)),
-            ("cursor", cursor.as_ref().map(|cursor| percent_encode(cursor.as_bytes()))),
+            (
+                "cursor",
+                cursor
+                    .as_ref()
+                    .map(|cursor| percent_encode(cursor.as_bytes())),
+            ),
         ];
         let page: PageBody = client.get(&with_query("/v1/list".to_owned(), &parameters))?;
         left = left.saturating_sub(page.records.len() as u64);
@@ -290,13 +312,13 @@ pub(super) fn scan(args: &ScanArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     for record in &records {
-        let value = record.value.as_deref().map(shown).unwrap_or_default();
+        let value = record.value.as_deref().map(|value| shortened(shown(value)));
         table.add_row([
             shown(&record.key),
             record.value_bytes.to_string(),
             record.version.clone(),
             text(record.expires_at_ms).unwrap_or_default(),
-            value,
+            value.unwrap_or_default(),
         ]);
     }
     output::line(table)?;
@@ -317,6 +339,16 @@ fn shown(encoded: &str) -> String {
     }
 }
 
+/// Letters of a value that a table shows; `--json` and `get` give all.
+const SHOWN_MAX: usize = 60;
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +358,17 @@ mod tests {
         assert_eq!(duration_ms("500ms"), Some(500));
         assert_eq!(duration_ms("30s"), Some(30_000));
         assert_eq!(duration_ms("7d"), Some(604_800_000));
-        for text in ["", "5", "s", "0s", "-1s", "1.5s", "5w", "99999999999999999999s", "1s1"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "0s",
+            "-1s",
+            "1.5s",
+            "5w",
+            "99999999999999999999s",
+            "1s1",
+        ] {
             assert_eq!(duration_ms(text), None, "{text}");
         }
     }
@@ -334,7 +376,11 @@ mod tests {
     #[test]
     fn keys_become_paths() {
         let key = OsString::from_vec(b"a/b ?\xff".to_vec());
-        let parameters = [("r", Some("2".to_owned())), ("w", None), ("x", Some("1".to_owned()))];
+        let parameters = [
+            ("r", Some("2".to_owned())),
+            ("w", None),
+            ("x", Some("1".to_owned())),
+        ];
         assert_eq!(key_path(&key, &parameters), "/v1/kv/a/b%20%3F%FF?r=2&x=1");
     }
 

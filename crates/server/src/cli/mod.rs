@@ -110,7 +110,12 @@ While writes go on, replicas differ for moments. Exit code 1 if any differ.")]
 #[derive(Args, Clone, Debug)]
 struct NodeArgs {
     /// HTTP address of a node, or several with commas: the next is tried when one is not there
-    #[arg(long, env = "MYDATASTORE_NODE", default_value = "127.0.0.1:8101", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        env = "MYDATASTORE_NODE",
+        default_value = "127.0.0.1:8101",
+        value_name = "HOST:PORT"
+    )]
     node: String,
     /// Print JSON, for programs
     #[arg(long)]

@@ -75,9 +75,9 @@ impl From<std::io::Error> for Failure {
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::unavailable(format!("cannot write to standard output: {error}")))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::unavailable(
+            format!("cannot write to standard output: {error}"),
+        )),
         _ => Ok(()),
     }
 }

@@ -100,7 +100,7 @@ config_fields! {
         "Another directory is another node: this one's data is not found there.";
     engine: EngineKind = EngineKind::Fjall, "fjall|leveldb|memory",
         "The storage engine. A data directory remembers the engine that made it.",
-        "Opening a directory with another engine is refused.";
+        "Opening a directory with another engine is refused; `memory` keeps nothing over a restart.";
     fsync: FsyncPolicy = FsyncPolicy::Always, "always|interval:MS|os",
         "When a write is on disk: before it is acknowledged, MS milliseconds later, or any time.",
         "With other than `always`, a power failure can take acknowledged writes with it.";

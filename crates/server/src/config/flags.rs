@@ -44,7 +44,10 @@ impl Args for ConfigFlags {
             .long("config")
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
-            .help(format!("TOML file with any of the fields below [env: {}]", super::ENV_CONFIG_FILE));
+            .help(format!(
+                "TOML file with any of the fields below [env: {}]",
+                super::ENV_CONFIG_FILE
+            ));
         FIELDS.iter().fold(command.arg(file), |command, field| {
             let default = match field.default_text() {
                 text if text.is_empty() => String::new(),
@@ -79,7 +82,15 @@ mod tests {
     fn every_field_is_a_flag() {
         let command = ConfigFlags::augment_args(Command::new("test"));
         command.clone().debug_assert();
-        let arguments = ["test", "--config", "a.toml", "--data-dir", "x", "--fsync", "os"];
+        let arguments = [
+            "test",
+            "--config",
+            "a.toml",
+            "--data-dir",
+            "x",
+            "--fsync",
+            "os",
+        ];
         let matches = command.try_get_matches_from(arguments).unwrap();
         let flags = ConfigFlags::from_arg_matches(&matches).unwrap();
         assert_eq!(flags.file, Some(PathBuf::from("a.toml")));

@@ -93,7 +93,10 @@ impl Effective {
         flags: &ConfigFlags,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Effective, ConfigError> {
-        let file = flags.file.clone().or_else(|| env(super::ENV_CONFIG_FILE).map(PathBuf::from));
+        let file = flags
+            .file
+            .clone()
+            .or_else(|| env(super::ENV_CONFIG_FILE).map(PathBuf::from));
         let table = match &file {
             Some(path) => read_file(path)?,
             None => toml::Table::new(),
@@ -173,10 +176,12 @@ fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
         return Err(unreadable(std::io::Error::other("it is larger than 1 MiB")));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
-        path: path.to_owned(),
-        message: error.to_string(),
-    })?;
+    let table: toml::Table =
+        text.parse()
+            .map_err(|error: toml::de::Error| ConfigError::Syntax {
+                path: path.to_owned(),
+                message: error.to_string(),
+            })?;
     for key in table.keys() {
         if !FIELDS.iter().any(|field| field.name == key) {
             return Err(ConfigError::Unknown {
@@ -268,8 +273,14 @@ mod tests {
     fn mistakes_are_named() {
         let text = |result: Result<Effective, ConfigError>| result.unwrap_err().to_string();
         let unknown = text(load(Some("request-timeout = 5"), &[], &[]));
-        assert!(unknown.contains("unknown field `request-timeout`"), "{unknown}");
-        assert!(unknown.contains("did you mean `request_timeout_ms`?"), "{unknown}");
+        assert!(
+            unknown.contains("unknown field `request-timeout`"),
+            "{unknown}"
+        );
+        assert!(
+            unknown.contains("did you mean `request_timeout_ms`?"),
+            "{unknown}"
+        );
         assert_eq!(
             text(load(None, &[("MYDATASTORE_WEIGHT", "much")], &[])),
             "MYDATASTORE_WEIGHT: `much` is not a whole number from 0 to 4294967295"
@@ -280,8 +291,14 @@ mod tests {
         );
         assert!(text(load(Some("name = {a = 1}"), &[], &[])).contains("a table is not expected"));
         assert!(text(load(Some("name = "), &[], &[])).contains("is not TOML"));
-        assert!(text(load(None, &[(crate::config::ENV_CONFIG_FILE, "/no/such")], &[]))
-            .contains("cannot read the configuration file /no/such"));
+        assert!(
+            text(load(
+                None,
+                &[(crate::config::ENV_CONFIG_FILE, "/no/such")],
+                &[]
+            ))
+            .contains("cannot read the configuration file /no/such")
+        );
     }
 
     #[test]
@@ -289,14 +306,21 @@ mod tests {
         let effective = load(
             None,
             &[],
-            &[("seeds", "a:1,b:2"), ("fsync", "interval:10"), ("name", "x \"y\" \\z")],
+            &[
+                ("seeds", "a:1,b:2"),
+                ("fsync", "interval:10"),
+                ("name", "x \"y\" \\z"),
+            ],
         )
         .unwrap();
         let again = load(Some(&effective.to_toml()), &[], &[]).unwrap();
         assert_eq!(again.config, effective.config);
         let short = effective.config.to_toml();
         assert!(!short.contains("data_dir"), "{short}");
-        assert_eq!(load(Some(&short), &[], &[]).unwrap().config, effective.config);
+        assert_eq!(
+            load(Some(&short), &[], &[]).unwrap().config,
+            effective.config
+        );
     }
 
     proptest! {

@@ -24,7 +24,11 @@ impl NodeConfig {
                     .to_owned(),
             );
         }
-        if problems.is_empty() { Ok(()) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
     }
 
     fn check_texts(&self, problems: &mut Vec<String>) {
@@ -62,7 +66,9 @@ impl NodeConfig {
                 ));
             }
             if !advertise.is_empty() && !is_host_port(advertise) {
-                problems.push(format!("{which}_advertise is `{advertise}`, not `host:port`"));
+                problems.push(format!(
+                    "{which}_advertise is `{advertise}`, not `host:port`"
+                ));
             }
             if listen.port() == 0 && advertise.is_empty() {
                 problems.push(format!("{which}_listen has port 0: choose a port"));
@@ -89,25 +95,92 @@ impl NodeConfig {
         let skew_ms_max = CLOCK_SKEW_US_MAX / 1_000;
         let ranges: &[(&str, u64, u64, u64)] = &[
             ("weight", self.weight.into(), 0, 10_000),
-            ("request_timeout_ms", self.request_timeout_ms.into(), 1, 600_000),
-            ("hedge_delay_max_ms", self.hedge_delay_max_ms.into(), 1, 600_000),
+            (
+                "request_timeout_ms",
+                self.request_timeout_ms.into(),
+                1,
+                600_000,
+            ),
+            (
+                "hedge_delay_max_ms",
+                self.hedge_delay_max_ms.into(),
+                1,
+                600_000,
+            ),
             ("value_bytes_max", self.value_bytes_max, 1, value_bytes_max),
-            ("pending_requests_max", self.pending_requests_max.into(), 1, 1 << 20),
-            ("pending_bytes_max", self.pending_bytes_max, 1 << 20, 1 << 40),
-            ("resp_connections_max", self.resp_connections_max.into(), 1, 1 << 20),
-            ("http_connections_max", self.http_connections_max.into(), 1, 1 << 20),
-            ("http_requests_max", self.http_requests_max.into(), 1, 1 << 20),
-            ("hint_age_max_ms", self.hint_age_max_ms, 1_000, 30 * 24 * 3_600_000),
+            (
+                "pending_requests_max",
+                self.pending_requests_max.into(),
+                1,
+                1 << 20,
+            ),
+            (
+                "pending_bytes_max",
+                self.pending_bytes_max,
+                1 << 20,
+                1 << 40,
+            ),
+            (
+                "resp_connections_max",
+                self.resp_connections_max.into(),
+                1,
+                1 << 20,
+            ),
+            (
+                "http_connections_max",
+                self.http_connections_max.into(),
+                1,
+                1 << 20,
+            ),
+            (
+                "http_requests_max",
+                self.http_requests_max.into(),
+                1,
+                1 << 20,
+            ),
+            (
+                "hint_age_max_ms",
+                self.hint_age_max_ms,
+                1_000,
+                30 * 24 * 3_600_000,
+            ),
             ("gossip_probe_ms", self.gossip_probe_ms.into(), 10, 60_000),
-            ("gossip_suspect_ms", self.gossip_suspect_ms.into(), 10, 600_000),
-            ("raft_heartbeat_ms", self.raft_heartbeat_ms.into(), 10, 60_000),
-            ("raft_election_timeout_ms", self.raft_election_timeout_ms.into(), 50, 600_000),
-            ("epoch_interval_ms", self.epoch_interval_ms, 100, 7 * 24 * 3_600_000),
-            ("max_clock_skew_ms", self.max_clock_skew_ms, 100, skew_ms_max),
+            (
+                "gossip_suspect_ms",
+                self.gossip_suspect_ms.into(),
+                10,
+                600_000,
+            ),
+            (
+                "raft_heartbeat_ms",
+                self.raft_heartbeat_ms.into(),
+                10,
+                60_000,
+            ),
+            (
+                "raft_election_timeout_ms",
+                self.raft_election_timeout_ms.into(),
+                50,
+                600_000,
+            ),
+            (
+                "epoch_interval_ms",
+                self.epoch_interval_ms,
+                100,
+                7 * 24 * 3_600_000,
+            ),
+            (
+                "max_clock_skew_ms",
+                self.max_clock_skew_ms,
+                100,
+                skew_ms_max,
+            ),
         ];
         for &(field, value, least, most) in ranges {
             if value < least || value > most {
-                problems.push(format!("{field} is {value}: it has to be {least} to {most}"));
+                problems.push(format!(
+                    "{field} is {value}: it has to be {least} to {most}"
+                ));
             }
         }
         if u64::from(self.raft_heartbeat_ms) * 3 > self.raft_election_timeout_ms.into() {

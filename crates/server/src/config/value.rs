@@ -146,7 +146,7 @@ word_value! {
         Fjall = "fjall",
         /// The real LevelDB; needs a build with the feature `engine-leveldb`.
         Leveldb = "leveldb",
-        /// An ordered map in memory; the log and its replay are the only durability.
+        /// An ordered map in memory, to try things out: a node of it cannot be started again.
         Memory = "memory",
     }
 }
@@ -186,9 +186,8 @@ impl FromStr for FsyncPolicy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("`{text}` is none of `always`, `interval:MS` (MS from 1 to 60000) and `os`")
-        };
+        let wrong =
+            || format!("`{text}` is none of `always`, `interval:MS` (MS from 1 to 60000) and `os`");
         match text {
             "always" => Ok(FsyncPolicy::Always),
             "os" => Ok(FsyncPolicy::Os),
@@ -223,7 +222,14 @@ mod tests {
         for text in ["always", "os", "interval:1", "interval:60000"] {
             assert_eq!(FsyncPolicy::parse(text).unwrap().text(), text);
         }
-        for text in ["", "interval", "interval:", "interval:0", "interval:60001", "ALWAYS"] {
+        for text in [
+            "",
+            "interval",
+            "interval:",
+            "interval:0",
+            "interval:60001",
+            "ALWAYS",
+        ] {
             assert!(FsyncPolicy::parse(text).is_err(), "{text}");
         }
         for text in ["fjall", "leveldb", "memory"] {

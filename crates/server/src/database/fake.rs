@@ -29,6 +29,7 @@ struct State {
     asked: Vec<Request>,
     failures: VecDeque<RequestError>,
     hang: bool,
+    open: bool,
 }
 
 fn info(number: u64) -> MemberInfo {
@@ -92,6 +93,7 @@ impl FakeDatabase {
                 asked: Vec::new(),
                 failures: VecDeque::new(),
                 hang: false,
+                open: true,
             }),
         })
     }
@@ -110,6 +112,11 @@ impl FakeDatabase {
         self.state.lock().unwrap().hang = true;
     }
 
+    /// Opens or closes the store.
+    pub(crate) fn set_open(&self, open: bool) {
+        self.state.lock().unwrap().open = open;
+    }
+
     /// The latest request.
     pub(crate) fn last_asked(&self) -> Request {
         self.state.lock().unwrap().asked.last().unwrap().clone()
@@ -123,10 +130,19 @@ impl FakeDatabase {
 
 impl State {
     fn partition_count(&self) -> u16 {
-        self.view.config.as_ref().map_or(1, |config| config.partition_count)
+        self.view
+            .config
+            .as_ref()
+            .map_or(1, |config| config.partition_count)
     }
 
-    fn write(&mut self, request: &Request, key: &Bytes, body: Body, expiry: Option<u64>) -> Outcome {
+    fn write(
+        &mut self,
+        request: &Request,
+        key: &Bytes,
+        body: Body,
+        expiry: Option<u64>,
+    ) -> Outcome {
         self.writes += 1;
         let stamped = Version {
             hlc: Hlc::from_physical_us(self.writes),
@@ -176,7 +192,10 @@ impl State {
                     .collect();
                 let more = live.len() > *limit as usize;
                 live.truncate(*limit as usize);
-                let next = live.last().filter(|_| more).map(|record| record.key.clone());
+                let next = live
+                    .last()
+                    .filter(|_| more)
+                    .map(|record| record.key.clone());
                 Outcome::Page {
                     records: live,
                     next,
@@ -185,7 +204,10 @@ impl State {
             Op::Count { partition } => {
                 let count = self.partition_count();
                 let held = self.records.keys();
-                Outcome::Count(held.filter(|key| partition_of(key, count) == *partition).count() as u64)
+                Outcome::Count(
+                    held.filter(|key| partition_of(key, count) == *partition)
+                        .count() as u64,
+                )
             }
         }
     }
@@ -215,6 +237,10 @@ impl Database for FakeDatabase {
         Arc::clone(&self.state.lock().unwrap().view)
     }
 
+    fn is_open(&self) -> bool {
+        self.state.lock().unwrap().open
+    }
+
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {
         Box::pin(async move {
             if self.view().standing != Standing::Unborn {
@@ -230,7 +256,10 @@ impl Database for FakeDatabase {
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {
         Box::pin(async move {
             let state = self.state.lock().unwrap();
-            let tombstones = state.records.values().filter(|record| record.value().is_none());
+            let tombstones = state
+                .records
+                .values()
+                .filter(|record| record.value().is_none());
             Ok(vec![PartitionDigest {
                 partition: mds_types::PartitionId(0),
                 records: state.records.len() as u64,

@@ -31,6 +31,9 @@ pub trait Database: Send + Sync + 'static {
     /// What this node knows of the cluster now.
     fn view(&self) -> Arc<ClusterView>;
 
+    /// Whether the store is open: a node whose standing is good serves only then.
+    fn is_open(&self) -> bool;
+
     /// Gives birth to a cluster.
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>>;
 

@@ -15,6 +15,9 @@ use super::{AdminError, Answer, Database, Init, PartitionDigest, Reading, Sample
 /// How long `init` waits until gossip has found as many nodes as it is to form the ring of.
 const GATHER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long `init`, once the cluster is born, waits for this node to serve.
+const SERVING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A running node.
 pub struct RunningNode {
     handle: NodeHandle,
@@ -36,6 +39,10 @@ impl Database for RunningNode {
         self.handle.view()
     }
 
+    fn is_open(&self) -> bool {
+        self.handle.stats().store.is_some()
+    }
+
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {
         Box::pin(async move {
             let gathered = gather(self.handle.clone(), init.nodes);
@@ -46,9 +53,16 @@ impl Database for RunningNode {
                 expected_nodes: init.nodes as usize,
             };
             match self.handle.admin(request).await {
-                Some(Ok(_)) => Ok(()),
+                Some(Ok(_)) => {
+                    // Born is born; that this node serves at once is only a courtesy.
+                    let serving = until_serving(self.handle.clone());
+                    let _ = tokio::time::timeout(SERVING_TIMEOUT, serving).await;
+                    Ok(())
+                }
                 Some(Err(error)) => Err(admin_error(&error)),
-                None => Err(AdminError::Unavailable("this node is shutting down".to_owned())),
+                None => Err(AdminError::Unavailable(
+                    "this node is shutting down".to_owned(),
+                )),
             }
         })
     }
@@ -97,6 +111,21 @@ async fn gather(mut handle: NodeHandle, nodes: u32) {
     }
 }
 
+/// Pause between two looks at whether the store is open.
+const OPEN_POLL: Duration = Duration::from_millis(10);
+
+/// Waits until this node serves.
+async fn until_serving(mut handle: NodeHandle) {
+    while !matches!(handle.view().standing, Standing::Active | Standing::Waiting) {
+        if !handle.view_changed().await {
+            return;
+        }
+    }
+    while handle.stats().store.is_none() {
+        tokio::time::sleep(OPEN_POLL).await;
+    }
+}
+
 fn admin_error(error: &ControlError) -> AdminError {
     let words = error.to_string();
     match error {
@@ -128,24 +157,76 @@ fn core_samples(core: &CoreStats) -> Vec<Sample> {
     let counter = Sample::counter;
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
     samples.extend([
-        gauge("pending_requests", "Requests being coordinated now.", core.pending),
-        counter("replica_writes", "Records stored on behalf of coordinators.", core.replica_puts),
-        counter("replica_reads", "Reads answered on behalf of coordinators.", core.replica_gets),
-        counter("replica_refusals", "Requests refused as a replica.", core.replica_refusals),
-        counter("hedged_reads", "Reads that asked one replica more.", core.hedges),
-        counter("read_disagreements", "Reads whose replicas disagreed.", core.disagreements),
-        counter("read_repairs", "Records sent to replicas that were behind.", core.repairs),
-        counter("hints_stored", "Writes kept for unreachable replicas.", core.hints_stored),
-        counter("hints_dropped", "Hints there was no room for.", core.hints_dropped),
-        counter("hints_delivered", "Hints acknowledged by their replica.", core.hints_delivered),
-        gauge("hints_pending", "Hints waiting on disk now.", core.hints_pending),
+        gauge(
+            "pending_requests",
+            "Requests being coordinated now.",
+            core.pending,
+        ),
+        counter(
+            "replica_writes",
+            "Records stored on behalf of coordinators.",
+            core.replica_puts,
+        ),
+        counter(
+            "replica_reads",
+            "Reads answered on behalf of coordinators.",
+            core.replica_gets,
+        ),
+        counter(
+            "replica_refusals",
+            "Requests refused as a replica.",
+            core.replica_refusals,
+        ),
+        counter(
+            "hedged_reads",
+            "Reads that asked one replica more.",
+            core.hedges,
+        ),
+        counter(
+            "read_disagreements",
+            "Reads whose replicas disagreed.",
+            core.disagreements,
+        ),
+        counter(
+            "read_repairs",
+            "Records sent to replicas that were behind.",
+            core.repairs,
+        ),
+        counter(
+            "hints_stored",
+            "Writes kept for unreachable replicas.",
+            core.hints_stored,
+        ),
+        counter(
+            "hints_dropped",
+            "Hints there was no room for.",
+            core.hints_dropped,
+        ),
+        counter(
+            "hints_delivered",
+            "Hints acknowledged by their replica.",
+            core.hints_delivered,
+        ),
+        gauge(
+            "hints_pending",
+            "Hints waiting on disk now.",
+            core.hints_pending,
+        ),
         counter(
             "clock_skew_refusals",
             "Stamps refused as too far in the future: some clock is wrong.",
             core.clock_skew_refusals,
         ),
-        counter("peer_replies_dropped", "Replies without a way back.", core.replies_dropped),
-        gauge("store_backlog", "Merges handed to the store and not done yet.", core.store_backlog),
+        counter(
+            "peer_replies_dropped",
+            "Replies without a way back.",
+            core.replies_dropped,
+        ),
+        gauge(
+            "store_backlog",
+            "Merges handed to the store and not done yet.",
+            core.store_backlog,
+        ),
     ]);
     samples
 }
@@ -160,9 +241,13 @@ fn outcome_samples(operation: &'static str, outcomes: &Outcomes) -> Vec<Sample> 
         ("uncertain", outcomes.uncertain),
     ];
     let samples = counts.map(|(outcome, count)| {
-        Sample::counter("requests", "Requests coordinated, by how they ended.", count)
-            .with("operation", operation)
-            .with("outcome", outcome)
+        Sample::counter(
+            "requests",
+            "Requests coordinated, by how they ended.",
+            count,
+        )
+        .with("operation", operation)
+        .with("outcome", outcome)
     });
     samples.into()
 }
@@ -198,32 +283,77 @@ fn store_samples(store: &StoreStats) -> Vec<Sample> {
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
     let mut samples = Vec::from(merges);
     samples.extend([
-        counter("store_log_bytes", "Bytes appended to the log.", store.log_bytes),
+        counter(
+            "store_log_bytes",
+            "Bytes appended to the log.",
+            store.log_bytes,
+        ),
         counter("store_log_syncs", "Syncs of the log.", store.syncs),
-        counter("store_flushes", "Segments flushed to the engine.", store.flushes),
+        counter(
+            "store_flushes",
+            "Segments flushed to the engine.",
+            store.flushes,
+        ),
         counter(
             "store_epochs_dropped",
             "Epochs whose index was dropped unverified, as there was too much of it.",
             store.epochs_dropped,
         ),
-        gauge("store_table_records", "Records not yet in the engine.", store.table_records),
-        gauge("store_table_bytes", "Bytes of records not yet in the engine.", store.table_bytes),
-        gauge("store_frozen_tables", "Tables waiting to be flushed.", store.frozen_tables),
-        gauge("store_run_files", "Files of the epoch index.", store.run_files),
-        gauge("store_run_bytes", "Bytes of the epoch index.", store.run_bytes),
-        gauge("store_engine_bytes", "Bytes of the engine on disk, roughly.", store.engine_bytes),
-        gauge("store_poisoned", "1 if the store stopped after a failure.", store.poisoned.into()),
+        gauge(
+            "store_table_records",
+            "Records not yet in the engine.",
+            store.table_records,
+        ),
+        gauge(
+            "store_table_bytes",
+            "Bytes of records not yet in the engine.",
+            store.table_bytes,
+        ),
+        gauge(
+            "store_frozen_tables",
+            "Tables waiting to be flushed.",
+            store.frozen_tables,
+        ),
+        gauge(
+            "store_run_files",
+            "Files of the epoch index.",
+            store.run_files,
+        ),
+        gauge(
+            "store_run_bytes",
+            "Bytes of the epoch index.",
+            store.run_bytes,
+        ),
+        gauge(
+            "store_engine_bytes",
+            "Bytes of the engine on disk, roughly.",
+            store.engine_bytes,
+        ),
+        gauge(
+            "store_poisoned",
+            "1 if the store stopped after a failure.",
+            store.poisoned.into(),
+        ),
     ]);
     samples
 }
 
 fn view_samples(view: &ClusterView) -> Vec<Sample> {
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
-    let staged = |stage| view.members.values().filter(|member| member.stage == stage).count();
+    let staged = |stage| {
+        view.members
+            .values()
+            .filter(|member| member.stage == stage)
+            .count()
+    };
     let serving = matches!(view.standing, Standing::Active | Standing::Waiting);
     let members = "Members of the cluster, by stage.";
     vec![
-        gauge("ready", "1 if this node serves as it should.", serving.into()),
+        gauge(
+            "ready",
+            "1 if this node serves as it should.",
+            serving.into(),
+        ),
         gauge("members", members, staged(MemberStage::Active) as u64).with("stage", "active"),
         gauge("members", members, staged(MemberStage::Waiting) as u64).with("stage", "waiting"),
         gauge(
@@ -232,9 +362,17 @@ fn view_samples(view: &ClusterView) -> Vec<Sample> {
             view.peers.values().filter(|peer| peer.alive).count() as u64,
         ),
         gauge("epoch", "The epoch.", view.epoch.0),
-        gauge("ring_version", "Version of the ring.", view.topology.version.0),
+        gauge(
+            "ring_version",
+            "Version of the ring.",
+            view.topology.version.0,
+        ),
         gauge("raft_term", "Raft's term.", view.raft.term),
-        gauge("raft_applied", "Index of the last applied entry.", view.raft.applied),
+        gauge(
+            "raft_applied",
+            "Index of the last applied entry.",
+            view.raft.applied,
+        ),
         gauge(
             "raft_leader",
             "1 if this node leads Raft.",

@@ -48,7 +48,7 @@ pub(super) async fn health() -> &'static str {
 }
 
 pub(super) async fn ready(State(app): Shared) -> Response {
-    let (ready, reason) = readiness(&app.database.view());
+    let (ready, reason) = readiness(&app.database.view(), app.database.is_open());
     let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
@@ -57,8 +57,11 @@ pub(super) async fn ready(State(app): Shared) -> Response {
 }
 
 /// Whether the node serves as it should, and why (not), in words.
-fn readiness(view: &ClusterView) -> (bool, String) {
+fn readiness(view: &ClusterView, is_open: bool) -> (bool, String) {
     match &view.standing {
+        Standing::Active | Standing::Waiting if !is_open => {
+            (false, "not ready: the store is being opened".to_owned())
+        }
         Standing::Active => (true, "ready".to_owned()),
         Standing::Waiting => (
             true,
@@ -80,7 +83,7 @@ fn readiness(view: &ClusterView) -> (bool, String) {
 
 pub(super) async fn status(State(app): Shared) -> Response {
     let view = app.database.view();
-    let (ready, reason) = readiness(&view);
+    let (ready, reason) = readiness(&view, app.database.is_open());
     let body = StatusBody {
         node: member(&view, view.me),
         standing: standing_word(&view.standing).to_owned(),
@@ -119,7 +122,10 @@ pub(super) async fn ring(State(app): Shared) -> Response {
         let load = loads.get(&ringed.node);
         RingMemberBody {
             id: ringed.node.to_string(),
-            name: view.info(ringed.node).map(|info| info.name.clone()).unwrap_or_default(),
+            name: view
+                .info(ringed.node)
+                .map(|info| info.name.clone())
+                .unwrap_or_default(),
             zone: ringed.zone.clone(),
             weight: ringed.weight,
             partitions: load.map_or(0, |load| load.partitions),
@@ -129,7 +135,9 @@ pub(super) async fn ring(State(app): Shared) -> Response {
     });
     let index = |node: &NodeId| {
         let members = &view.topology.members;
-        members.binary_search_by_key(node, |member| member.node).ok()
+        members
+            .binary_search_by_key(node, |member| member.node)
+            .ok()
     };
     let partitions = (0..config.partition_count).map(|partition| {
         let replicas = placement.replicas(mds_types::PartitionId(partition));
@@ -256,7 +264,12 @@ fn cluster_config(config: &ClusterConfig) -> ClusterConfigBody {
 }
 
 fn members_of(view: &ClusterView) -> Vec<MemberBody> {
-    let mut nodes: BTreeSet<NodeId> = view.members.keys().chain(view.peers.keys()).copied().collect();
+    let mut nodes: BTreeSet<NodeId> = view
+        .members
+        .keys()
+        .chain(view.peers.keys())
+        .copied()
+        .collect();
     nodes.insert(view.me);
     nodes.into_iter().map(|node| member(view, node)).collect()
 }
@@ -272,7 +285,10 @@ fn member(view: &ClusterView, node: NodeId) -> MemberBody {
     };
     let boot = match node == view.me {
         true => view.my_boot,
-        false => heard.map(|peer| peer.boot).or(ours.map(|member| member.boot)).unwrap_or(0),
+        false => heard
+            .map(|peer| peer.boot)
+            .or(ours.map(|member| member.boot))
+            .unwrap_or(0),
     };
     MemberBody {
         id: node.to_string(),

@@ -105,13 +105,19 @@ pub(super) async fn delete(State(app): Shared, request: Request) -> Response {
 }
 
 pub(super) async fn no_key() -> Response {
-    reply::error(StatusCode::BAD_REQUEST, "the key is empty: it has to be 1 byte or more")
+    reply::error(
+        StatusCode::BAD_REQUEST,
+        "the key is empty: it has to be 1 byte or more",
+    )
 }
 
 fn found(value: Bytes, expires_at_ms: Option<u64>) -> Response {
     let mut response = Response::new(Body::from(value));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     if let Some(expires_at_ms) = expires_at_ms {
         headers.insert(&EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
     }
@@ -252,7 +258,9 @@ fn refuse_conditions(headers: &HeaderMap) -> Result<(), Refusal> {
 /// When the value expires, as an absolute time.
 fn expiry(query: &Query, options: &RequestOptions) -> Result<Option<u64>, Refusal> {
     let ttl_ms = query.number("ttl_ms", 1, u64::MAX).map_err(bad_request)?;
-    let at_ms = query.number("expires_at_ms", 1, u64::MAX).map_err(bad_request)?;
+    let at_ms = query
+        .number("expires_at_ms", 1, u64::MAX)
+        .map_err(bad_request)?;
     match (ttl_ms, at_ms) {
         (Some(_), Some(_)) => Err(bad_request("give either ttl_ms or expires_at_ms, not both")),
         (Some(_), None) if options.stamp.is_some() => Err(bad_request(
@@ -260,10 +268,14 @@ fn expiry(query: &Query, options: &RequestOptions) -> Result<Option<u64>, Refusa
              counted from now, ttl_ms would make it another write",
         )),
         (Some(ttl_ms), None) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             let at_ms = now_ms.checked_add(ttl_ms);
-            at_ms.map(Some).ok_or_else(|| bad_request("ttl_ms is too far in the future"))
+            at_ms
+                .map(Some)
+                .ok_or_else(|| bad_request("ttl_ms is too far in the future"))
         }
         (None, at_ms) => Ok(at_ms),
     }
@@ -285,7 +297,9 @@ async fn read_body<'a>(
         };
         Box::new(reply::refused(&AskError::Request(error)))
     };
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
     let length = length.and_then(|text| text.parse::<usize>().ok());
     let expected = match length {
         Some(bytes) if bytes > limit => return Err(too_large(bytes)),
@@ -295,7 +309,9 @@ async fn read_body<'a>(
     };
     let kib = u32::try_from(expected.div_ceil(1024)).unwrap_or(u32::MAX);
     let Ok(permit) = app.body_budget.try_acquire_many(kib) else {
-        return Err(Box::new(reply::overloaded("too many bytes of values are on their way")));
+        return Err(Box::new(reply::overloaded(
+            "too many bytes of values are on their way",
+        )));
     };
     match tokio::time::timeout(limits::BODY_READ_TIMEOUT, to_bytes(body, limit)).await {
         Ok(Ok(value)) => Ok((value, permit)),
@@ -319,7 +335,13 @@ mod tests {
         let version = version_token(token).unwrap();
         assert_eq!(version.to_string(), token);
         assert_eq!(version_token(&format!("\"{token}\"")), Some(version));
-        for text in ["1000-ff", "", "-", "+000000000001000-00000000000000ff", "order-42"] {
+        for text in [
+            "1000-ff",
+            "",
+            "-",
+            "+000000000001000-00000000000000ff",
+            "order-42",
+        ] {
             assert_eq!(version_token(text), None, "{text}");
         }
         assert_eq!(version_token(&token.to_uppercase()), None);

@@ -28,8 +28,19 @@ use crate::database::{Database, Reading};
 /// The route of a path, as a label: one of these words whatever a client asks for.
 pub(super) fn route_label(path: &str) -> &'static str {
     const EXACT: &[&str] = &[
-        "/v1/scan", "/v1/list", "/v1/status", "/v1/ring", "/v1/members", "/v1/config",
-        "/v1/digest", "/v1/init", "/set", "/get", "/health", "/ready", "/metrics",
+        "/v1/scan",
+        "/v1/list",
+        "/v1/status",
+        "/v1/ring",
+        "/v1/members",
+        "/v1/config",
+        "/v1/digest",
+        "/v1/init",
+        "/set",
+        "/get",
+        "/health",
+        "/ready",
+        "/metrics",
     ];
     if path.starts_with("/v1/kv/") {
         return "/v1/kv";

@@ -111,7 +111,10 @@ impl App {
         let view = self.database.view();
         let config = view.config.as_ref()?;
         // Only a panic while it is held could poison the lock; what it holds is whole even then.
-        let mut known = self.placement.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut known = self
+            .placement
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
         if let Some(placement) = known.as_ref()
             && placement.version() == view.topology.version
             && placement.partition_count() == config.partition_count
@@ -127,8 +130,14 @@ impl App {
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
     let data = Router::new()
-        .route("/v1/kv/{*key}", get(kv::get).put(kv::put).delete(kv::delete))
-        .route("/v1/kv/", get(kv::no_key).put(kv::no_key).delete(kv::no_key))
+        .route(
+            "/v1/kv/{*key}",
+            get(kv::get).put(kv::put).delete(kv::delete),
+        )
+        .route(
+            "/v1/kv/",
+            get(kv::no_key).put(kv::no_key).delete(kv::no_key),
+        )
         .route("/v1/scan", get(scan::scan))
         .route("/v1/list", get(scan::list))
         .route("/v1/digest", get(admin::digest))
@@ -167,6 +176,7 @@ async fn measure(State(app): Shared, request: Request, next: Next) -> Response {
     let method = metrics::method_label(request.method());
     let start = Instant::now();
     let response = next.run(request).await;
-    app.metrics.record(route, method, response.status(), start.elapsed());
+    app.metrics
+        .record(route, method, response.status(), start.elapsed());
     response
 }

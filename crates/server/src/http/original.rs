@@ -42,7 +42,10 @@ pub(super) async fn get(State(app): Shared, RawQuery(query): RawQuery) -> Respon
         Ok(asked) => asked,
         Err(message) => return refused(&app, None, &AskError::Request(message)),
     };
-    match app.ask(Op::Get { key: key.clone() }, RequestOptions::default()).await {
+    match app
+        .ask(Op::Get { key: key.clone() }, RequestOptions::default())
+        .await
+    {
         Ok(Outcome::Read {
             value: Some(value), ..
         }) => answered(&app, &key, &value),
@@ -61,7 +64,9 @@ fn asked(query: Option<&str>) -> Result<(Bytes, Query), RequestError> {
     let query = Query::lenient(query).map_err(RequestError::BadRequest)?;
     match query.bytes("key") {
         Some(key) if !key.is_empty() => Ok((Bytes::copy_from_slice(key), query)),
-        _ => Err(RequestError::BadRequest("key is missing: /get?key=KEY".to_owned())),
+        _ => Err(RequestError::BadRequest(
+            "key is missing: /get?key=KEY".to_owned(),
+        )),
     }
 }
 

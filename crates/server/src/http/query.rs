@@ -14,7 +14,10 @@ impl Query {
     /// Parses a query and refuses parameters that are not among `known`.
     pub(super) fn strict(query: Option<&str>, known: &[&str]) -> Result<Query, String> {
         let query = Query::lenient(query)?;
-        let stranger = query.0.iter().find(|(name, _)| !known.contains(&name.as_str()));
+        let stranger = query
+            .0
+            .iter()
+            .find(|(name, _)| !known.contains(&name.as_str()));
         match stranger {
             Some((name, _)) => Err(format!(
                 "unknown parameter `{name}`: expected are {}",
@@ -26,7 +29,10 @@ impl Query {
 
     /// Parses a query.
     pub(super) fn lenient(query: Option<&str>) -> Result<Query, String> {
-        let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        let pairs = query
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty());
         let mut out: Vec<(String, Vec<u8>)> = Vec::new();
         for pair in pairs {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -57,7 +63,9 @@ impl Query {
         let text = String::from_utf8_lossy(bytes);
         match text.parse::<T>() {
             Ok(number) if number >= least && number <= most => Ok(Some(number)),
-            _ => Err(format!("{name} is `{text}`: it has to be a number from {least} to {most}")),
+            _ => Err(format!(
+                "{name} is `{text}`: it has to be a number from {least} to {most}"
+            )),
         }
     }
 
@@ -89,7 +97,10 @@ mod tests {
             "unknown parameter `ttl`: expected are r, ttl_ms"
         );
         assert_eq!(wrong("r=1&r=2", &["r"]), "parameter `r` is given twice");
-        assert_eq!(wrong("r=%x", &["r"]), "parameter `r` is not valid percent-encoding");
+        assert_eq!(
+            wrong("r=%x", &["r"]),
+            "parameter `r` is not valid percent-encoding"
+        );
     }
 
     #[test]

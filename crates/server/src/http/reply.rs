@@ -21,7 +21,10 @@ pub(super) fn json(status: StatusCode, document: &impl Serialize) -> Response {
         // Only maps with keys that are not text fail, and none of our documents has such a map.
         Err(error) => {
             tracing::error!(%error, "a JSON answer could not be written");
-            (StatusCode::INTERNAL_SERVER_ERROR, b"{\"error\":\"internal\"}".to_vec())
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                b"{\"error\":\"internal\"}".to_vec(),
+            )
         }
     };
     text.push(b'\n');
@@ -57,9 +60,7 @@ pub(super) fn status_of(error: &AskError) -> StatusCode {
         RequestError::Unavailable { .. }
         | RequestError::Overloaded(_)
         | RequestError::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
-        RequestError::Unknown { .. } | RequestError::TimedOut { .. } => {
-            StatusCode::GATEWAY_TIMEOUT
-        }
+        RequestError::Unknown { .. } | RequestError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
     }
 }
 
@@ -73,7 +74,9 @@ pub(super) fn refused(error: &AskError) -> Response {
     if let AskError::Request(
         RequestError::Unavailable { needed, got, of }
         | RequestError::TimedOut { needed, got, of }
-        | RequestError::Unknown { needed, got, of, .. },
+        | RequestError::Unknown {
+            needed, got, of, ..
+        },
     ) = error
     {
         (body.needed, body.got, body.of) = (Some(*needed), Some(*got), Some(*of));
@@ -83,7 +86,9 @@ pub(super) fn refused(error: &AskError) -> Response {
     }
     let mut response = json(status_of(error), &body);
     if overloaded {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
@@ -106,14 +111,21 @@ pub(super) fn admin_refused(error_: &AdminError) -> Response {
 /// What the database answered is not an answer to what it was asked: a defect, named as such.
 pub(super) fn wrong_outcome() -> Response {
     tracing::error!("the database answered something else than it was asked");
-    error(StatusCode::INTERNAL_SERVER_ERROR, "internal error: unexpected answer")
+    error(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal error: unexpected answer",
+    )
 }
 
 pub(super) async fn no_such_path(uri: Uri) -> Response {
     let path = uri.path();
     // A path is at most 64 KiB, but nobody wants it back whole.
     let shown: String = path.chars().take(80).collect();
-    error(StatusCode::NOT_FOUND, format!("no such path: {shown}; GET / lists all")).into_response()
+    error(
+        StatusCode::NOT_FOUND,
+        format!("no such path: {shown}; GET / lists all"),
+    )
+    .into_response()
 }
 
 pub(super) async fn no_such_method() -> Response {

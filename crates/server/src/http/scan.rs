@@ -38,7 +38,9 @@ async fn scan_asked(app: &Arc<App>, query: Option<&str>) -> Result<Response, Ref
         .map_err(bad_request)?
         .ok_or_else(|| bad_request("partition is missing; /v1/list goes through all"))?;
     let after = query.bytes("after").map(Bytes::copy_from_slice);
-    let (records, next) = page.ask(app, PartitionId(partition), after, page.limit).await?;
+    let (records, next) = page
+        .ask(app, PartitionId(partition), after, page.limit)
+        .await?;
     let body = PageBody {
         records: records.iter().map(|record| page.body(record)).collect(),
         next: next.map(|after| key::encode(&after)),
@@ -87,7 +89,13 @@ async fn list_asked(app: &Arc<App>, query: Option<&str>) -> Result<Response, Ref
             _ => at = Cursor::begin(at.partition + 1, prefix),
         }
     }
-    Ok(reply::json(StatusCode::OK, &PageBody { records, next: None }))
+    Ok(reply::json(
+        StatusCode::OK,
+        &PageBody {
+            records,
+            next: None,
+        },
+    ))
 }
 
 /// What the pages of one request have in common.
@@ -99,7 +107,9 @@ struct PageOptions {
 
 impl PageOptions {
     fn new(query: &Query) -> Result<PageOptions, Refusal> {
-        let limit = query.number("limit", 1, limits::PAGE_RECORDS_MAX).map_err(bad_request)?;
+        let limit = query
+            .number("limit", 1, limits::PAGE_RECORDS_MAX)
+            .map_err(bad_request)?;
         Ok(PageOptions {
             limit: limit.unwrap_or(limits::PAGE_RECORDS),
             values: query.flag("values").map_err(bad_request)?,
@@ -127,7 +137,10 @@ impl PageOptions {
     }
 
     fn body(&self, record: &Record) -> RecordBody {
-        let value = record.value().map(|value| value.as_ref()).unwrap_or_default();
+        let value = record
+            .value()
+            .map(|value| value.as_ref())
+            .unwrap_or_default();
         RecordBody {
             key: key::encode(&record.key),
             version: record.version.to_string(),

@@ -37,15 +37,27 @@ pub async fn serve(
             accepted = accept(&listener, &connections) => accepted,
         };
         let (stream, peer, permit) = accepted;
-        tokio::spawn(connection(stream, peer, router.clone(), stopping.clone(), permit));
+        tokio::spawn(connection(
+            stream,
+            peer,
+            router.clone(),
+            stopping.clone(),
+            permit,
+        ));
     }
     drop(listener);
     // Fails only when no connection is there to hear it.
     let _ = stop.send(true);
     let all = connections.acquire_many(connections_max);
-    if tokio::time::timeout(limits::DRAIN_TIMEOUT, all).await.is_err() {
+    if tokio::time::timeout(limits::DRAIN_TIMEOUT, all)
+        .await
+        .is_err()
+    {
         let left = connections_max as usize - connections.available_permits();
-        tracing::warn!(left, "HTTP connections were still busy at shutdown and are cut");
+        tracing::warn!(
+            left,
+            "HTTP connections were still busy at shutdown and are cut"
+        );
     }
 }
 

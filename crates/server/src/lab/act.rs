@@ -120,7 +120,9 @@ pub(super) fn kill(dir: &Path, node: u32) -> Result<(), Failure> {
 pub(super) fn pause(dir: &Path, node: u32) -> Result<(), Failure> {
     let target = Target::find(dir, node)?;
     signal(target.running()?, libc::SIGSTOP, node)?;
-    output::line(format!("node {node} paused: `mydatastore lab resume-node {node}` lets it go on"))
+    output::line(format!(
+        "node {node} paused: `mydatastore lab resume-node {node}` lets it go on"
+    ))
 }
 
 pub(super) fn resume(dir: &Path, node: u32) -> Result<(), Failure> {
@@ -169,7 +171,9 @@ pub(super) fn wipe(dir: &Path, node: u32) -> Result<(), Failure> {
         }
         _ => {}
     }
-    output::line(format!("node {node} killed and its data deleted: it will start as a new node"))
+    output::line(format!(
+        "node {node} killed and its data deleted: it will start as a new node"
+    ))
 }
 
 pub(super) fn status(dir: &Path) -> Result<(), Failure> {
@@ -184,12 +188,20 @@ pub(super) fn status(dir: &Path) -> Result<(), Failure> {
         "{} nodes, {}, N={} R={} W={}, fsync {}",
         settings.nodes, settings.engine, settings.n, settings.r, settings.w, settings.fsync
     ))?;
-    let mut table = output::table(&["node", "process", "is", "standing", "redis", "http", "peers"]);
+    let mut table = output::table(&[
+        "node", "process", "is", "standing", "redis", "http", "peers",
+    ]);
     for node in 1..=settings.nodes {
         let process = state.process(&dir, node);
         let (pid, is, standing) = match &process {
-            Some(process) if process.is_paused() => (process.pid().to_string(), "paused", String::new()),
-            Some(process) => (process.pid().to_string(), "running", standing(settings, node)?),
+            Some(process) if process.is_paused() => {
+                (process.pid().to_string(), "paused", String::new())
+            }
+            Some(process) => (
+                process.pid().to_string(),
+                "running",
+                standing(settings, node)?,
+            ),
             None => (String::new(), was(&state, node), String::new()),
         };
         let addrs = settings.addrs(node);

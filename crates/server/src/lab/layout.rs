@@ -25,8 +25,17 @@ const PORT_OFFSET_MAX: u16 = 50_000;
 /// Configuration fields that the lab decides for its nodes. The user's environment must not override
 /// them: it would do so for all nodes alike.
 pub(super) const OWN_FIELDS: &[&str] = &[
-    "name", "data_dir", "engine", "fsync", "resp_listen", "http_listen", "peer_listen",
-    "resp_advertise", "http_advertise", "peer_advertise", "seeds",
+    "name",
+    "data_dir",
+    "engine",
+    "fsync",
+    "resp_listen",
+    "http_listen",
+    "peer_listen",
+    "resp_advertise",
+    "http_advertise",
+    "peer_advertise",
+    "seeds",
 ];
 
 /// What a lab is made of.
@@ -85,7 +94,11 @@ impl Settings {
             ))),
             _ => Ok(()),
         };
-        differs("nodes", asked.nodes.map(|nodes| nodes.to_string()), self.nodes.to_string())?;
+        differs(
+            "nodes",
+            asked.nodes.map(|nodes| nodes.to_string()),
+            self.nodes.to_string(),
+        )?;
         differs("engine", asked.engine.clone(), self.engine.clone())?;
         differs("n", asked.n.map(|n| n.to_string()), self.n.to_string())?;
         differs("r", asked.r.map(|r| r.to_string()), self.r.to_string())?;
@@ -94,7 +107,9 @@ impl Settings {
 
     fn check(&self) -> Result<(), Failure> {
         if self.nodes == 0 || self.nodes > NODES_MAX {
-            return Err(Failure::usage(format!("--nodes has to be 1 to {NODES_MAX}")));
+            return Err(Failure::usage(format!(
+                "--nodes has to be 1 to {NODES_MAX}"
+            )));
         }
         if self.n == 0 || u32::from(self.n) > self.nodes {
             return Err(Failure::usage(format!(
@@ -104,11 +119,16 @@ impl Settings {
         }
         for (flag, quorum) in [("r", self.r), ("w", self.w)] {
             if quorum == 0 || quorum > self.n {
-                return Err(Failure::usage(format!("--{flag} has to be 1 to n, which is {}", self.n)));
+                return Err(Failure::usage(format!(
+                    "--{flag} has to be 1 to n, which is {}",
+                    self.n
+                )));
             }
         }
         if self.port_offset > PORT_OFFSET_MAX {
-            return Err(Failure::usage(format!("--port-offset has to be 0 to {PORT_OFFSET_MAX}")));
+            return Err(Failure::usage(format!(
+                "--port-offset has to be 0 to {PORT_OFFSET_MAX}"
+            )));
         }
         self.engine()?;
         self.fsync()?;
@@ -116,7 +136,8 @@ impl Settings {
     }
 
     fn engine(&self) -> Result<EngineKind, Failure> {
-        EngineKind::parse(&self.engine).map_err(|error| Failure::usage(format!("--engine: {error}")))
+        EngineKind::parse(&self.engine)
+            .map_err(|error| Failure::usage(format!("--engine: {error}")))
     }
 
     fn fsync(&self) -> Result<FsyncPolicy, Failure> {
@@ -147,7 +168,9 @@ impl Settings {
             resp_listen: addrs.resp,
             http_listen: addrs.http,
             peer_listen: addrs.peer,
-            seeds: others.map(|other| self.addrs(other).peer.to_string()).collect(),
+            seeds: others
+                .map(|other| self.addrs(other).peer.to_string())
+                .collect(),
             ..NodeConfig::default()
         })
     }
@@ -164,7 +187,11 @@ pub(super) struct Addrs {
 impl Addrs {
     /// Names the first port that somebody else listens on.
     pub(super) fn check_free(&self, node: u32) -> Result<(), Failure> {
-        let tcp = [("Redis clients", self.resp), ("HTTP", self.http), ("other nodes", self.peer)];
+        let tcp = [
+            ("Redis clients", self.resp),
+            ("HTTP", self.http),
+            ("other nodes", self.peer),
+        ];
         let tcp = tcp.map(|(what, addr)| (what, addr, TcpListener::bind(addr).err()));
         let udp = ("gossip (UDP)", self.peer, UdpSocket::bind(self.peer).err());
         for (what, addr, error) in tcp.into_iter().chain([udp]) {
@@ -190,7 +217,10 @@ impl LabDir {
     /// The directory of a new or an existing lab.
     pub(super) fn create(dir: &Path) -> Result<LabDir, Failure> {
         std::fs::create_dir_all(dir).map_err(|error| {
-            Failure::unavailable(format!("cannot create the directory {}: {error}", dir.display()))
+            Failure::unavailable(format!(
+                "cannot create the directory {}: {error}",
+                dir.display()
+            ))
         })?;
         LabDir::open(dir)
     }
@@ -248,7 +278,10 @@ mod tests {
     #[test]
     fn a_lab_of_default_settings() {
         let settings = Settings::new(&SettingArgs::default(), None).unwrap();
-        assert_eq!((settings.nodes, settings.n, settings.r, settings.w), (3, 3, 2, 2));
+        assert_eq!(
+            (settings.nodes, settings.n, settings.r, settings.w),
+            (3, 3, 2, 2)
+        );
         assert_eq!(settings.addrs(1).resp.to_string(), "127.0.0.1:7101");
         assert_eq!(settings.addrs(2).http.to_string(), "127.0.0.1:8102");
         assert_eq!(settings.addrs(3).peer.to_string(), "127.0.0.1:9103");
@@ -280,7 +313,10 @@ mod tests {
             ..SettingArgs::default()
         };
         let failure = Settings::new(&asked, Some(&made)).unwrap_err();
-        assert!(failure.to_string().contains("made with --nodes 3, not 5"), "{failure}");
+        assert!(
+            failure.to_string().contains("made with --nodes 3, not 5"),
+            "{failure}"
+        );
         let asked = SettingArgs {
             fsync: Some("os".to_owned()),
             nodes: Some(3),
@@ -293,11 +329,41 @@ mod tests {
     fn wrong_settings_are_named() {
         let wrong = |asked: SettingArgs| Settings::new(&asked, None).unwrap_err().to_string();
         let none = SettingArgs::default;
-        assert!(wrong(SettingArgs { nodes: Some(0), ..none() }).contains("--nodes"));
-        assert!(wrong(SettingArgs { n: Some(4), ..none() }).contains("--n "));
-        assert!(wrong(SettingArgs { w: Some(4), ..none() }).contains("--w"));
-        assert!(wrong(SettingArgs { engine: Some("x".into()), ..none() }).contains("--engine"));
-        assert!(wrong(SettingArgs { fsync: Some("x".into()), ..none() }).contains("--fsync"));
+        assert!(
+            wrong(SettingArgs {
+                nodes: Some(0),
+                ..none()
+            })
+            .contains("--nodes")
+        );
+        assert!(
+            wrong(SettingArgs {
+                n: Some(4),
+                ..none()
+            })
+            .contains("--n ")
+        );
+        assert!(
+            wrong(SettingArgs {
+                w: Some(4),
+                ..none()
+            })
+            .contains("--w")
+        );
+        assert!(
+            wrong(SettingArgs {
+                engine: Some("x".into()),
+                ..none()
+            })
+            .contains("--engine")
+        );
+        assert!(
+            wrong(SettingArgs {
+                fsync: Some("x".into()),
+                ..none()
+            })
+            .contains("--fsync")
+        );
     }
 
     #[test]
@@ -311,7 +377,10 @@ mod tests {
             peer: free,
         };
         let failure = addrs.check_free(2).unwrap_err().to_string();
-        let named = format!("port {} on 127.0.0.1, which node 2 needs for HTTP", addr.port());
+        let named = format!(
+            "port {} on 127.0.0.1, which node 2 needs for HTTP",
+            addr.port()
+        );
         assert!(failure.starts_with(&named), "{failure}");
     }
 }

@@ -49,7 +49,12 @@ Each has a directory DIR/node-I with its data, its configuration (node.toml) and
 #[command(args_conflicts_with_subcommands = false, after_help = EXAMPLES)]
 pub struct LabArgs {
     /// Where the lab keeps everything
-    #[arg(long, global = true, default_value = ".mydatastore/lab", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        default_value = ".mydatastore/lab",
+        value_name = "DIR"
+    )]
     dir: PathBuf,
     #[command(flatten)]
     settings: SettingArgs,
@@ -63,7 +68,7 @@ pub(crate) struct SettingArgs {
     /// How many nodes [default: 3]
     #[arg(long, value_name = "NODES")]
     nodes: Option<u32>,
-    /// Storage engine: fjall, leveldb or memory [default: fjall]
+    /// Storage engine: fjall, leveldb or memory (whose nodes cannot be started again) [default: fjall]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
     /// Replicas of each key (N) [default: 3, or as many as there are nodes]

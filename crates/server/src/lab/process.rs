@@ -193,7 +193,10 @@ mod tests {
         process.signal(libc::SIGCONT).unwrap();
         process.signal(libc::SIGKILL).unwrap();
         assert!(process.wait(LONG));
-        assert!(Process::find(pid, &arguments).is_none(), "ended, though not collected");
+        assert!(
+            Process::find(pid, &arguments).is_none(),
+            "ended, though not collected"
+        );
         assert_eq!(in_words(Process::collect(pid)), "by signal 9 (SIGKILL)");
         assert!(process.signal(libc::SIGKILL).is_err());
     }

@@ -12,12 +12,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use ureq::http::Method;
 
+use super::SettingArgs;
 use super::act::STOP_PATIENCE;
 use super::layout::{LabDir, Settings};
 use super::process::{self, Process};
 use super::start::{self, Cancel};
 use super::state::{Asked, State, Supervision};
-use super::SettingArgs;
 use crate::cli::{Call, Failure, init_cluster, output};
 use crate::http::bodies::{InitBody, StatusBody};
 
@@ -40,7 +40,9 @@ pub(super) fn run(dir: &Path, asked: &SettingArgs) -> Result<ExitCode, Failure> 
     state.settings = settings.clone();
     state.supervisor = Some(process::own_pid());
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         // Before the number of this process becomes known: a signal must not end it.
         let mut signals = Signals::new()?;
@@ -126,11 +128,15 @@ async fn supervise(
     output::line(how_to_talk(dir, settings))?;
 
     let mut watched = Watched::default();
+    watched.look(dir)?;
     loop {
-        watched.look(dir)?;
         tokio::select! {
             () = signals.stop.any() => return Ok(()),
-            _ = signals.changed.recv() => {}
+            _ = signals.changed.recv() => {
+                for (node, pid) in watched.look(dir)? {
+                    output::line(format!("node {node} was started, process {pid}"))?;
+                }
+            }
             (node, pid) = watched.next_end() => report_end(dir, node, pid)?,
         }
     }
@@ -139,6 +145,15 @@ async fn supervise(
 /// Starts what does not run yet, gives birth to the cluster if need be, waits until all serve.
 fn start_all(dir: &LabDir, settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
     let nodes = 1..=settings.nodes;
+    let state = State::read(dir)?;
+    let runs = |node| {
+        state
+            .as_ref()
+            .is_some_and(|state| state.process(dir, node).is_some())
+    };
+    for node in nodes.clone().filter(|&node| !runs(node)) {
+        settings.addrs(node).check_free(node)?;
+    }
     for node in nodes.clone() {
         match State::read(dir)?.and_then(|state| state.process(dir, node)) {
             Some(process) => {
@@ -149,7 +164,10 @@ fn start_all(dir: &LabDir, settings: &Settings, cancel: &Cancel) -> Result<(), F
                         entry.asked = Asked::Run;
                     }
                 })?;
-                output::line(format!("node {node} runs already, process {}", process.pid()))?;
+                output::line(format!(
+                    "node {node} runs already, process {}",
+                    process.pid()
+                ))?;
             }
             None => start::spawn(dir, settings, node)?,
         }
@@ -193,10 +211,11 @@ struct Watched {
 }
 
 impl Watched {
-    /// Watches what runs now and is not watched yet.
-    fn look(&mut self, dir: &LabDir) -> Result<(), Failure> {
+    /// Watches what runs now and is not watched yet: node and process, of each.
+    fn look(&mut self, dir: &LabDir) -> Result<Vec<(u32, i32)>, Failure> {
+        let mut new = Vec::new();
         let Some(state) = State::read(dir)? else {
-            return Ok(());
+            return Ok(new);
         };
         for node in 1..=state.settings.nodes {
             let Some(process) = state.process(dir, node) else {
@@ -212,13 +231,14 @@ impl Watched {
                 unsafe { AsyncFd::register_with_interest(process.into_fd(), Interest::READABLE) }
                     .map_err(|error| Failure::unavailable(error.to_string()))?;
             self.pids.insert(node, pid);
+            new.push((node, pid));
             self.ends.spawn(async move {
                 // An error would be the runtime's end, and then nobody waits any more.
                 drop(handle.readable().await);
                 (node, pid)
             });
         }
-        Ok(())
+        Ok(new)
     }
 
     /// The next node that ends.
@@ -242,7 +262,8 @@ impl Watched {
 /// Says what happened to a node, and what can be done.
 fn report_end(dir: &LabDir, node: u32, pid: i32) -> Result<(), Failure> {
     let how = process::in_words(Process::collect(pid));
-    let asked = State::read(dir)?.and_then(|mut state| state.node_mut(node).map(|entry| entry.asked));
+    let asked =
+        State::read(dir)?.and_then(|mut state| state.node_mut(node).map(|entry| entry.asked));
     output::line(match asked {
         Some(Asked::Stop) => format!("node {node} was stopped, and ended {how}"),
         Some(Asked::Kill) => format!("node {node} was killed, as asked"),
@@ -269,7 +290,12 @@ fn stop(dir: &LabDir, settings: &Settings) -> Result<(), Failure> {
         }
         running
     })?;
-    output::line(format!("stopping {} nodes; their data is kept", running.len()))?;
+    if !running.is_empty() {
+        output::line(format!(
+            "stopping {} nodes; their data is kept",
+            running.len()
+        ))?;
+    }
     let pids: Vec<i32> = running.iter().map(|(_, process)| process.pid()).collect();
     let killed = start::stop_all(running, STOP_PATIENCE);
     for pid in pids {
@@ -280,7 +306,7 @@ fn stop(dir: &LabDir, settings: &Settings) -> Result<(), Failure> {
         state.nodes.iter_mut().for_each(|entry| entry.pid = None);
     })?;
     match killed.is_empty() {
-        true => output::line("all nodes stopped; `mydatastore lab` resumes them"),
+        true => output::line("no node runs any more; `mydatastore lab` resumes them"),
         false => Err(Failure::unavailable(format!(
             "these nodes did not stop within {} s and were killed: {killed:?}",
             STOP_PATIENCE.as_secs()
@@ -293,6 +319,10 @@ fn how_to_talk(dir: &LabDir, settings: &Settings) -> String {
     let (resp, http) = (addrs.resp.port(), addrs.http);
     let some = settings.nodes.min(2);
     let dir = dir.path().display();
+    // As the user called it: it may well not be in the path (`cargo run -- lab`).
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "mydatastore".to_owned());
     format!(
         "
 Talk to any node; node i is one port further:
@@ -300,10 +330,10 @@ Talk to any node; node i is one port further:
   redis-cli -c -p {resp} get greeting             a Redis Cluster client
   curl -X PUT --data-binary hello http://{http}/v1/kv/greeting
   curl http://{http}/v1/kv/greeting
-  mydatastore get greeting --node {http}
+  {program} get greeting --node {http}
 In another terminal, break something:
-  mydatastore lab kill-node {some} --dir {dir}
-  mydatastore lab start-node {some} --dir {dir}
+  {program} lab kill-node {some} --dir {dir}
+  {program} lab start-node {some} --dir {dir}
   (also stop-node, pause-node, resume-node, wipe-node, status)
 Each node's log is {dir}/node-I/node.log. Ctrl-C stops all nodes and keeps the data.
 "

@@ -52,8 +52,13 @@ pub(super) fn spawn(dir: &LabDir, settings: &Settings, node: u32) -> Result<(), 
         .map_err(|error| cannot("write its configuration", error))?;
     let program = std::env::current_exe().map_err(|error| cannot("find this program", error))?;
     let mut command = Command::new(program);
-    command.args(node_arguments(dir, node)).env_remove(ENV_CONFIG_FILE);
-    for field in FIELDS.iter().filter(|field| OWN_FIELDS.contains(&field.name)) {
+    command
+        .args(node_arguments(dir, node))
+        .env_remove(ENV_CONFIG_FILE);
+    for field in FIELDS
+        .iter()
+        .filter(|field| OWN_FIELDS.contains(&field.name))
+    {
         command.env_remove(field.env());
     }
     let pid = process::spawn(command, &dir.log(node)).map_err(|error| cannot("start it", error))?;
@@ -109,7 +114,9 @@ fn probe(client: &Client, node: u32) -> Result<(), String> {
         Call::new(Method::DELETE, path.as_str()),
     ];
     for call in calls {
-        let reply = client.call(&call.timeout(POLL_TIMEOUT)).map_err(|error| error.to_string())?;
+        let reply = client
+            .call(&call.timeout(POLL_TIMEOUT))
+            .map_err(|error| error.to_string())?;
         if reply.status != StatusCode::OK {
             return Err(reply.error().error);
         }
@@ -135,7 +142,9 @@ fn wait_until(
             Ok(()) => return Ok(()),
             Err(reason) => reason,
         };
-        let ended = process.as_ref().is_none_or(|process| process.wait(POLL_PAUSE));
+        let ended = process
+            .as_ref()
+            .is_none_or(|process| process.wait(POLL_PAUSE));
         if ended {
             return Err(Failure::unavailable(format!(
                 "node {node} ended instead of serving; the end of its log {}:\n{}",

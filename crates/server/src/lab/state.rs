@@ -80,10 +80,15 @@ impl State {
         let state: State =
             serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         if state.format != FORMAT {
-            return Err(unusable(format!("its format is {}, not {FORMAT}", state.format)));
+            return Err(unusable(format!(
+                "its format is {}, not {FORMAT}",
+                state.format
+            )));
         }
         if state.nodes.len() != state.settings.nodes as usize {
-            return Err(unusable("it contradicts itself about the number of nodes".to_owned()));
+            return Err(unusable(
+                "it contradicts itself about the number of nodes".to_owned(),
+            ));
         }
         Ok(Some(state))
     }
@@ -234,7 +239,11 @@ mod tests {
             }
         });
         let read = State::read(&dir).unwrap().unwrap();
-        assert!(read.nodes.iter().all(|node| node.pid == Some(i32::MAX - 80)));
+        assert!(
+            read.nodes
+                .iter()
+                .all(|node| node.pid == Some(i32::MAX - 80))
+        );
     }
 
     #[test]

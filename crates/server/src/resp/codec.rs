@@ -118,6 +118,8 @@ impl fmt::Display for ProtocolError {
     }
 }
 
+impl std::error::Error for ProtocolError {}
+
 /// How far the parser came in the command at the head of the input.
 #[derive(Default, Debug)]
 pub struct Parser {

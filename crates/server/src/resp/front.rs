@@ -15,7 +15,8 @@
 //!
 //! Commands in flight per connection: `PIPELINE_MAX`. Requests in flight per command:
 //! `GATHER_IN_FLIGHT_MAX` and `WALK_IN_FLIGHT_MAX`. Input per connection: what one read gave plus
-//! one unfinished command (`COMMAND_BYTES_MAX`). Output: `OUTPUT_BYTES_MAX`.
+//! one unfinished command (`COMMAND_BYTES_MAX`). Output: `OUTPUT_BYTES_MAX`; beyond it the connection
+//! wants to be closed at once, and what its client has not read yet is lost to it.
 
 use std::collections::BTreeMap;
 

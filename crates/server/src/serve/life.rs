@@ -58,13 +58,21 @@ fn changes(last: &ClusterView, next: &ClusterView) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for &node in last.members.keys().filter(|node| !next.members.contains_key(node)) {
+    for &node in last
+        .members
+        .keys()
+        .filter(|node| !next.members.contains_key(node))
+    {
         events.push(format!("{} is a member no more", name(node)));
     }
     for (&node, peer) in &next.peers {
         let was_alive = last.peers.get(&node).is_some_and(|before| before.alive);
         if peer.alive != was_alive {
-            let how = if peer.alive { "is alive" } else { "does not answer: held for dead" };
+            let how = if peer.alive {
+                "is alive"
+            } else {
+                "does not answer: held for dead"
+            };
             events.push(format!("{} {how}", name(node)));
         }
     }
@@ -109,7 +117,10 @@ mod tests {
             ]
         );
         let back = changes(&after, &before);
-        assert!(back.contains(&"node-2 (0000000000000002) is alive".to_owned()), "{back:?}");
+        assert!(
+            back.contains(&"node-2 (0000000000000002) is alive".to_owned()),
+            "{back:?}"
+        );
         assert!(back.contains(&"node-3 (0000000000000003) is a member now".to_owned()));
     }
 }

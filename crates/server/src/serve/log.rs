@@ -12,9 +12,14 @@ use crate::config::{LogFormat, NodeConfig};
 /// line.
 pub(super) fn open(config: &NodeConfig) -> Result<(), ServeError> {
     let filter = EnvFilter::try_new(directives(&config.log_level)).map_err(|error| {
-        ServeError(format!("log_level is `{}`, not a filter: {error}", config.log_level))
+        ServeError(format!(
+            "log_level is `{}`, not a filter: {error}",
+            config.log_level
+        ))
     })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let opened = match config.log_format {
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();

@@ -46,15 +46,23 @@ impl ServeError {
     }
 }
 
-/// Opens the log, then runs a node to its end.
+/// Exit code of a node that could not start or go on.
+const EXIT_FAILED: u8 = 3;
+
+/// Opens the log, then runs a node to its end. Why it ended is the last line of its log.
 ///
 /// # Errors
-/// [`ServeError`].
+/// [`ServeError`], when there is no log to say it in.
 pub fn main(effective: Effective) -> Result<ExitCode, ServeError> {
     log::open(&effective.config)?;
-    // Said in the log as well as by the exit: whoever reads the log later has only that.
-    run(effective).inspect_err(|error| tracing::error!("{error}"))?;
-    Ok(ExitCode::SUCCESS)
+    match run(effective) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{error}");
+            Ok(ExitCode::from(EXIT_FAILED))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Runs a node until it is told to stop or cannot go on.
@@ -166,7 +174,7 @@ async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) ->
     };
     match &end {
         End::Signal(name) => tracing::info!(signal = name, "stopping"),
-        End::Failure(reason) => tracing::error!(reason, "stopping, as this node cannot go on"),
+        End::Failure(_) => tracing::error!("stopping, as this node cannot go on"),
     }
     end
 }
@@ -174,10 +182,12 @@ async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) ->
 /// Stops the node's threads, within a bound.
 fn stop(node: Node) -> Result<(), ServeError> {
     let (done, stopped) = mpsc::channel();
-    let stopping = std::thread::Builder::new().name("mds-stop".to_owned()).spawn(move || {
-        // Nobody listens any more once the time is up.
-        let _ = done.send(node.stop());
-    });
+    let stopping = std::thread::Builder::new()
+        .name("mds-stop".to_owned())
+        .spawn(move || {
+            // Nobody listens any more once the time is up.
+            let _ = done.send(node.stop());
+        });
     stopping.map_err(|error| ServeError::new("cannot start a thread", error))?;
     match stopped.recv_timeout(STOP_TIMEOUT) {
         Ok(result) => result.map_err(|error| ServeError(error.to_string())),

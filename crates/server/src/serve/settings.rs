@@ -91,7 +91,10 @@ mod tests {
         assert_eq!(settings.control.gossip.probe_ms, gossip.probe_ms);
         assert_eq!(settings.control.gossip.suspect_ms, gossip.suspect_ms);
         let hints = HintLimits::default();
-        assert_eq!(settings.hints.bytes_per_target_max, hints.bytes_per_target_max);
+        assert_eq!(
+            settings.hints.bytes_per_target_max,
+            hints.bytes_per_target_max
+        );
         assert_eq!(settings.hints.age_ms_max, hints.age_ms_max);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_cluster::{AdminRequest, ClusterView, Control, Standing};
+use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, Standing};
 
 use super::Process;
 use crate::env::Env;
@@ -158,9 +158,13 @@ impl Process {
         if was != is || before.raft.term != view.raft.term {
             let term = view.raft.term;
             env.line(|| format!("node {} is Raft's {is:?} in term {term}", self.node + 1));
+            if is == RaftRole::Leader {
+                env.reached.count("leader elected");
+            }
         }
         if before.epoch != view.epoch {
             env.line(|| format!("node {} has learnt of epoch {}", self.node + 1, view.epoch));
+            env.reached.count("epoch learnt");
         }
         if before.config.is_none()
             && let Some(config) = &view.config

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
 use mds_cluster::ClusterView;
 use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
-use mds_node::core::{Core, CoreStats, Direction, LinkId};
+use mds_node::core::{Core, Direction, LinkId};
 use mds_node::store_io::read;
 use mds_types::{ClusterConfig, NodeId};
 
@@ -301,11 +301,6 @@ impl Process {
     }
 
     // ---- for the run --------------------------------------------------------------------------
-
-    /// The core's counters.
-    pub(crate) fn core_stats(&self) -> CoreStats {
-        self.data.core.stats()
-    }
 
     /// Peers that can be asked now.
     pub(crate) fn usable_peers(&self) -> usize {

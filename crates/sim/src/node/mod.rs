@@ -191,7 +191,7 @@ impl Machine {
             for (conn, side) in env.network.conns_of(self.node, process.life) {
                 env.network.leave(conn, side);
             }
-            process.die();
+            process.die(env);
         }
         self.disk.crash();
     }
@@ -207,7 +207,7 @@ impl Machine {
         for asker in process.data.askers() {
             env.tell_client(asker.client, ClientEvent::Broken { attempt: asker.attempt });
         }
-        process.die();
+        process.die(env);
         self.disk.process_crash();
     }
 
@@ -257,7 +257,26 @@ impl Process {
     }
 
     /// Ends without a word.
-    fn die(self) {
+    fn die(self, env: &mut Env) {
+        self.tally(env);
         self.control.kill();
+    }
+
+    /// Counts what this start of the node came to do.
+    pub(crate) fn tally(&self, env: &mut Env) {
+        let core = self.data.core.stats();
+        let store = self.store.as_ref().map(|store| store.reader.stats()).unwrap_or_default();
+        for (name, times) in [
+            ("read hedged", core.hedges),
+            ("read found a difference", core.disagreements),
+            ("record repaired", core.repairs),
+            ("hint stored", core.hints_stored),
+            ("hint delivered", core.hints_delivered),
+            ("request refused by a replica", core.replica_refusals),
+            ("record superseded", store.superseded),
+            ("segment flushed", store.flushes),
+        ] {
+            env.reached.add(name, times);
+        }
     }
 }

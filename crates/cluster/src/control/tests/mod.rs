@@ -2,5 +2,6 @@
 
 mod birth;
 mod chaos;
+mod fuzz;
 mod life;
 mod sim;

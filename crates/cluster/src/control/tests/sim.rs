@@ -54,6 +54,8 @@ pub(super) struct World {
     pub(super) loss_percent: u64,
     pub(super) epoch_interval_ms: Option<u64>,
     pub(super) snapshot_every: u64,
+    /// How long a sync takes, at most.
+    pub(super) sync_ns_max: u64,
     seeds: Vec<String>,
     /// What was applied up to an index is the same wherever it was applied.
     digests: BTreeMap<(ClusterId, u64), u64>,
@@ -75,6 +77,7 @@ impl World {
             loss_percent: 2,
             epoch_interval_ms: None,
             snapshot_every: 40,
+            sync_ns_max: 8 * MS,
             seeds: vec!["node-0:1".to_owned(), "node-1:1".to_owned()],
             digests: BTreeMap::new(),
             trace: seed,
@@ -88,7 +91,7 @@ impl World {
 
     /// One more node with a fresh disk, started.
     pub(super) fn add_node(&mut self) -> usize {
-        let seed = self.rng.next();
+        let seed = self.rng.draw();
         let node = self.add_stopped(FaultyDisk::new(seed));
         self.start(node);
         node
@@ -113,7 +116,7 @@ impl World {
     }
 
     fn open(&mut self, node: usize) -> Result<Control, String> {
-        let seed = self.rng.next();
+        let seed = self.rng.draw();
         let fresh = IncarnationId(self.rng.next_u128());
         let config = self.config(node, seed);
         let disk = Arc::new(self.nodes[node].disk.clone());
@@ -363,7 +366,8 @@ impl World {
         if outputs.wants_sync && !self.nodes[node].syncing {
             self.nodes[node].syncing = true;
             let life = self.nodes[node].life;
-            let at = self.now + self.between(MS, 8 * MS);
+            let limit = self.sync_ns_max;
+            let at = self.now + self.between(MS, limit);
             self.schedule(at, Event::Synced { node, life });
         }
         if let Some(deadline) = deadline {
@@ -382,10 +386,10 @@ impl World {
         let Some(&to) = self.by_addr.get(addr) else {
             return;
         };
-        if self.cut.contains(&(from, to)) || self.rng.next() % 100 < self.loss_percent {
+        if self.cut.contains(&(from, to)) || self.rng.draw() % 100 < self.loss_percent {
             return;
         }
-        let copies = if self.rng.next() % 100 < self.loss_percent {
+        let copies = if self.rng.draw() % 100 < self.loss_percent {
             2
         } else {
             1
@@ -403,7 +407,7 @@ impl World {
     }
 
     pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.rng.next() % (high - low)
+        low + self.rng.draw() % (high - low)
     }
 
     fn schedule(&mut self, at: u64, event: Event) {

@@ -127,6 +127,9 @@ fn document(spec: &Spec) -> (Reply, Reply) {
     (Reply::string(spec.name.to_lowercase()), Reply::Map(fields))
 }
 
+/// Writes the fields of a section, one a line.
+type Section = fn(&Call<'_>) -> String;
+
 pub(super) fn info(call: &mut Call<'_>) -> Planned {
     let wants = |section: &str| {
         let everything = ["ALL", "EVERYTHING", "DEFAULT"];
@@ -135,7 +138,7 @@ pub(super) fn info(call: &mut Call<'_>) -> Planned {
                 call.is(index, section) || everything.iter().any(|word| call.is(index, word))
             })
     };
-    let sections: [(&str, fn(&Call<'_>) -> String); 8] = [
+    let sections: [(&str, Section); 8] = [
         ("Server", server_section),
         ("Clients", clients_section),
         ("Memory", memory_section),

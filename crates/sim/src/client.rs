@@ -1,0 +1,381 @@
+//! Simulated clients: each does one thing after another, through any node, and remembers what it
+//! heard.
+//!
+//! A client is as careful as a client can be. What was refused before anything was done, it may ask
+//! again. What ended unknown, it repeats as the *same* write: with the version it was told, through
+//! any node, or, if it was told none, under its own request id through the same node, which knows it
+//! unless it was restarted. When it gives up, the write's fate stays unknown.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use mds_node::api::{Op, Outcome, Request, RequestError, RequestOptions};
+use mds_types::{ClusterConfig, Version};
+
+use crate::env::Env;
+use crate::event::{Asker, ClientEvent, Event};
+use crate::faults::MILLISECOND_NS;
+use crate::history::{Ending, History, Kind, Operation};
+use crate::random::Random;
+
+/// Keys that the clients fight over.
+const KEYS: u64 = 24;
+
+/// Attempts at one operation, at most.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// A client waits this much longer for an answer than it told the node, nanoseconds.
+const PATIENCE_NS: u64 = 500 * MILLISECOND_NS;
+
+/// What a client does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Task {
+    /// Nothing any more.
+    Rest,
+    /// Whatever comes to its mind.
+    Work,
+    /// Reads these keys, last one first, of all replicas through one node.
+    Sweep { node: usize, keys: Vec<Bytes> },
+}
+
+/// A client.
+struct Client {
+    random: Random,
+    task: Task,
+    /// Carries version tokens, as a connection of the real server does.
+    is_session: bool,
+    seen: Option<Version>,
+    current: Option<Attempt>,
+    next_attempt: u64,
+    /// Successes since the last look.
+    successes: u64,
+}
+
+/// What a client waits for.
+struct Attempt {
+    number: u64,
+    operation: usize,
+    node: usize,
+    tries: u32,
+    /// The version that an earlier try was told.
+    stamp: Option<Version>,
+    /// An earlier try may have had an effect.
+    may_be_done: bool,
+}
+
+/// What one try came to.
+enum Heard {
+    Ended(Ending),
+    /// Nothing was done.
+    Refused,
+    /// Nobody knows; perhaps the version is known.
+    Unknown(Option<Version>),
+    /// The database says that the client is wrong, which it is not.
+    Wrong(String),
+}
+
+/// All clients and what they heard.
+pub(crate) struct Clients {
+    clients: Vec<Client>,
+    pub(crate) history: History,
+    nodes: usize,
+    replicas: u8,
+    quorums: (u8, u8),
+}
+
+impl Clients {
+    pub(crate) fn new(
+        random: &Random,
+        nodes: usize,
+        clients: usize,
+        config: &ClusterConfig,
+    ) -> Clients {
+        let client = |index| Client {
+            random: random.part("client", index),
+            task: Task::Rest,
+            is_session: index % 2 == 0,
+            seen: None,
+            current: None,
+            next_attempt: 0,
+            successes: 0,
+        };
+        Clients {
+            // The last one only sweeps.
+            clients: (0..=clients).map(client).collect(),
+            history: History::default(),
+            nodes,
+            replicas: config.replicas,
+            quorums: (config.read_quorum, config.write_quorum),
+        }
+    }
+
+    /// All but the last begin to work.
+    pub(crate) fn work(&mut self, env: &mut Env) {
+        let workers = self.clients.len() - 1;
+        for (index, client) in self.clients.iter_mut().take(workers).enumerate() {
+            client.task = Task::Work;
+            let delay_ns = client.random.below(50 * MILLISECOND_NS);
+            env.after(delay_ns, Event::Client { client: index, event: ClientEvent::Next });
+        }
+    }
+
+    /// Nobody begins anything new.
+    pub(crate) fn rest(&mut self) {
+        for client in &mut self.clients {
+            client.task = Task::Rest;
+        }
+    }
+
+    /// Whether nobody waits for anything.
+    pub(crate) fn are_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.current.is_none())
+    }
+
+    /// Has the last client read every key of all replicas, through one node.
+    pub(crate) fn sweep(&mut self, node: usize, env: &mut Env) {
+        let keys = (0..KEYS).map(key).collect();
+        let sweeper = self.clients.len() - 1;
+        self.clients[sweeper].task = Task::Sweep { node, keys };
+        env.after(0, Event::Client { client: sweeper, event: ClientEvent::Next });
+    }
+
+    pub(crate) fn is_sweeping(&self) -> bool {
+        self.clients.iter().any(|client| matches!(client.task, Task::Sweep { .. }))
+    }
+
+    /// The least number of successes of a working client since [`Clients::forget_successes`].
+    pub(crate) fn least_successes(&self) -> u64 {
+        let working = self.clients.iter().filter(|client| client.task == Task::Work);
+        working.map(|client| client.successes).min().unwrap_or(0)
+    }
+
+    pub(crate) fn forget_successes(&mut self) {
+        for client in &mut self.clients {
+            client.successes = 0;
+        }
+    }
+
+    pub(crate) fn on_event(&mut self, index: usize, event: ClientEvent, env: &mut Env) {
+        let heard = match event {
+            ClientEvent::Next => return self.begin(index, env),
+            ClientEvent::Reply { attempt, result } => (attempt, heard(result)),
+            ClientEvent::Refused { attempt } => (attempt, Heard::Refused),
+            ClientEvent::Broken { attempt } | ClientEvent::Timeout { attempt } => {
+                (attempt, Heard::Unknown(None))
+            }
+        };
+        let (number, heard) = heard;
+        let current = &self.clients[index].current;
+        if current.as_ref().is_some_and(|attempt| attempt.number == number) {
+            self.on_heard(index, heard, env);
+        }
+    }
+
+    fn begin(&mut self, index: usize, env: &mut Env) {
+        let client = &mut self.clients[index];
+        if client.current.is_some() {
+            return;
+        }
+        let (mut read_quorum, mut write_quorum) = self.quorums;
+        let (key, kind, node) = match &mut client.task {
+            Task::Rest => return,
+            Task::Sweep { node, keys } => {
+                let Some(key) = keys.pop() else {
+                    client.task = Task::Rest;
+                    return;
+                };
+                read_quorum = self.replicas;
+                (key, Kind::Get, *node)
+            }
+            Task::Work => {
+                let random = &mut client.random;
+                // Now and then other quorums than the cluster's.
+                if random.below(5) == 0 {
+                    read_quorum = random.between(1, u64::from(self.replicas)) as u8;
+                }
+                if random.below(5) == 0 {
+                    write_quorum = random.between(1, u64::from(self.replicas)) as u8;
+                }
+                let kind = match random.below(20) {
+                    0..9 => Kind::Get,
+                    9..18 => Kind::Put { value: self.history.next_value(random) },
+                    _ => Kind::Delete,
+                };
+                (key(random.below(KEYS)), kind, random.index(self.nodes))
+            }
+        };
+        let operation = self.history.begin(Operation {
+            key,
+            kind,
+            read_quorum,
+            write_quorum,
+            invoked_ns: env.now_ns,
+            returned_ns: None,
+            ending: Ending::Pending,
+        });
+        let number = client.next_attempt();
+        client.current = Some(Attempt {
+            number,
+            operation,
+            node,
+            tries: 1,
+            stamp: None,
+            may_be_done: false,
+        });
+        self.send(index, env);
+    }
+
+    /// Sends the current attempt on its way.
+    fn send(&mut self, index: usize, env: &mut Env) {
+        let client = &mut self.clients[index];
+        let Some(attempt) = &client.current else { return };
+        let operation = &self.history.operations[attempt.operation];
+        let timeout_ms = client.random.between(200, 2_000) as u32;
+        let key = operation.key.clone();
+        let op = match &operation.kind {
+            Kind::Get => Op::Get { key },
+            Kind::Put { value } => Op::Put { key, value: value.clone(), expires_at_ms: None },
+            Kind::Delete => Op::Delete { key },
+        };
+        let is_read = operation.kind == Kind::Get;
+        let options = RequestOptions {
+            read_quorum: Some(operation.read_quorum),
+            write_quorum: Some(operation.write_quorum),
+            timeout_ms: Some(timeout_ms),
+            seen: client.seen.filter(|_| client.is_session),
+            stamp: attempt.stamp.filter(|_| !is_read),
+            request_id: (!is_read).then_some(attempt.operation as u128),
+        };
+        let from = Asker { client: index, attempt: attempt.number };
+        let (node, request) = (attempt.node, Request { op, options });
+        let delay_ns = client.random.between(20_000, 200_000);
+        env.after(delay_ns, Event::Request { node, from, request });
+        let patience_ns = u64::from(timeout_ms) * MILLISECOND_NS + PATIENCE_NS;
+        let timeout = ClientEvent::Timeout { attempt: from.attempt };
+        env.after(patience_ns, Event::Client { client: index, event: timeout });
+    }
+
+    fn on_heard(&mut self, index: usize, heard: Heard, env: &mut Env) {
+        let client = &mut self.clients[index];
+        let Some(mut attempt) = client.current.take() else { return };
+        let is_read = self.history.operations[attempt.operation].kind == Kind::Get;
+        let ending = match heard {
+            Heard::Ended(ending) => ending,
+            Heard::Wrong(what) => {
+                let operation = &self.history.operations[attempt.operation];
+                let detail = format!("{operation:?} was refused as wrong: {what}");
+                env.violated("a correct request is never refused as wrong", detail);
+                Ending::Failed
+            }
+            Heard::Refused | Heard::Unknown(_) if is_read => Ending::Failed,
+            Heard::Refused | Heard::Unknown(_) => {
+                let is_same_node = match heard {
+                    Heard::Unknown(version) => {
+                        attempt.may_be_done = true;
+                        attempt.stamp = attempt.stamp.or(version);
+                        attempt.stamp.is_none()
+                    }
+                    // Nothing was done this time; before, perhaps.
+                    _ => attempt.may_be_done && attempt.stamp.is_none(),
+                };
+                if attempt.tries < ATTEMPTS_MAX && client.random.below(4) > 0 {
+                    attempt.tries += 1;
+                    attempt.number = client.next_attempt();
+                    if !is_same_node {
+                        attempt.node = client.random.index(self.nodes);
+                    }
+                    client.current = Some(attempt);
+                    return self.send(index, env);
+                }
+                match attempt.may_be_done {
+                    true => Ending::Unknown,
+                    false => Ending::Failed,
+                }
+            }
+        };
+        self.end(index, &attempt, ending, env);
+    }
+
+    fn end(&mut self, index: usize, attempt: &Attempt, ending: Ending, env: &mut Env) {
+        let client = &mut self.clients[index];
+        let version = match &ending {
+            Ending::Read { version, .. } => *version,
+            Ending::Written { version } => Some(*version),
+            _ => None,
+        };
+        client.successes += u64::from(matches!(ending, Ending::Read { .. } | Ending::Written { .. }));
+        client.seen = client.seen.max(version);
+        env.trace.line(env.now_ns, || {
+            let operation = &self.history.operations[attempt.operation];
+            let key = String::from_utf8_lossy(&operation.key).into_owned();
+            let what = match &operation.kind {
+                Kind::Get => "get",
+                Kind::Put { .. } => "put",
+                Kind::Delete => "delete",
+            };
+            let how = match &ending {
+                Ending::Read { version: Some(version), value: Some(_) } => format!("{version}"),
+                Ending::Read { version: Some(version), .. } => format!("deleted {version}"),
+                Ending::Read { version: None, .. } => "absent".to_owned(),
+                Ending::Written { version } => format!("written {version}"),
+                other => format!("{other:?}"),
+            };
+            let (number, node) = (attempt.operation, attempt.node + 1);
+            format!("client {index} #{number} {what} {key} through node {node}: {how}")
+        });
+        self.history.end(attempt.operation, env.now_ns, ending);
+        let think_ns = client.random.between(MILLISECOND_NS, 60 * MILLISECOND_NS);
+        env.after(think_ns, Event::Client { client: index, event: ClientEvent::Next });
+    }
+
+    /// How many writes were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        let written = |o: &&Operation| matches!(o.ending, Ending::Written { .. });
+        self.history.operations.iter().filter(written).count()
+    }
+
+    /// How many operations ended each way.
+    pub(crate) fn endings(&self) -> BTreeMap<&'static str, usize> {
+        let mut endings = BTreeMap::new();
+        for operation in &self.history.operations {
+            let name = match operation.ending {
+                Ending::Pending => "pending",
+                Ending::Read { .. } => "read",
+                Ending::Written { .. } => "written",
+                Ending::Failed => "failed",
+                Ending::Unknown => "unknown",
+            };
+            *endings.entry(name).or_default() += 1;
+        }
+        endings
+    }
+}
+
+impl Client {
+    fn next_attempt(&mut self) -> u64 {
+        self.next_attempt += 1;
+        self.next_attempt
+    }
+}
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("key-{number}"))
+}
+
+fn heard(result: Result<Outcome, RequestError>) -> Heard {
+    match result {
+        Ok(Outcome::Read { version, value, .. }) => Heard::Ended(Ending::Read { version, value }),
+        Ok(Outcome::Written { version, .. }) => Heard::Ended(Ending::Written { version }),
+        Ok(other) => Heard::Wrong(format!("answered by {other:?}")),
+        Err(RequestError::Unknown { version, .. }) => Heard::Unknown(Some(version)),
+        Err(
+            RequestError::Unavailable { .. }
+            | RequestError::Overloaded(_)
+            | RequestError::NotReady(_),
+        ) => Heard::Refused,
+        Err(RequestError::TimedOut { .. }) => Heard::Unknown(None),
+        Err(error @ (RequestError::BadRequest(_) | RequestError::TooLarge { .. })) => {
+            Heard::Wrong(error.to_string())
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What clients did and heard, for the checkers.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use mds_types::Version;
+
+use crate::random::Random;
+
+/// One operation of a client, with all its attempts.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) key: Bytes,
+    pub(crate) kind: Kind,
+    /// Replicas that a read asked for, or else N.
+    pub(crate) read_quorum: u8,
+    /// Replicas that a write, or the repair of a read, asked for.
+    pub(crate) write_quorum: u8,
+    pub(crate) invoked_ns: u64,
+    pub(crate) returned_ns: Option<u64>,
+    pub(crate) ending: Ending,
+}
+
+/// What was asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Get,
+    Put { value: Bytes },
+    Delete,
+}
+
+/// What the client knows in the end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Ending {
+    /// It still waits.
+    Pending,
+    /// Read: this.
+    Read { version: Option<Version>, value: Option<Bytes> },
+    /// Written, by so many replicas at least.
+    Written { version: Version },
+    /// Nothing was done, said every node that was asked.
+    Failed,
+    /// A write that may have been done, or may yet be.
+    Unknown,
+}
+
+/// All operations of a run, in the order in which they began.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    pub(crate) operations: Vec<Operation>,
+}
+
+impl History {
+    pub(crate) fn begin(&mut self, operation: Operation) -> usize {
+        self.operations.push(operation);
+        self.operations.len() - 1
+    }
+
+    pub(crate) fn end(&mut self, index: usize, now_ns: u64, ending: Ending) {
+        let operation = &mut self.operations[index];
+        operation.returned_ns = Some(now_ns);
+        operation.ending = ending;
+    }
+
+    /// Who wrote a value: it says so itself.
+    pub(crate) fn writer_of(&self, value: &Bytes) -> Option<&Operation> {
+        let index = u64::from_le_bytes(value.get(..8)?.try_into().ok()?);
+        let operation = self.operations.get(usize::try_from(index).ok()?)?;
+        matches!(&operation.kind, Kind::Put { value: written } if written == value)
+            .then_some(operation)
+    }
+
+    /// A value that nobody else writes: the operation's number, and something to give it a size.
+    pub(crate) fn next_value(&self, random: &mut Random) -> Bytes {
+        let mut value = BytesMut::new();
+        value.put_u64_le(self.operations.len() as u64);
+        let filler = match random.below(20) {
+            0 => random.below(6_000),
+            _ => random.below(150),
+        };
+        value.put_bytes(b'.', filler as usize);
+        value.freeze()
+    }
+}

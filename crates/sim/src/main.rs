@@ -1,0 +1,116 @@
+//! Runs simulated clusters from the command line.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use mds_sim::{Detail, Report, Settings, run};
+use tracing_subscriber::EnvFilter;
+
+/// Whole clusters in one deterministic process: every fault, one seed to replay.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs many seeds. Exits with 1 if one fails.
+    Run {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first.
+        #[arg(long, default_value_t = 1)]
+        start: u64,
+    },
+    /// Runs one seed again and prints what happened.
+    Replay {
+        /// The seed.
+        seed: u64,
+        /// Every single event, too.
+        #[arg(long)]
+        events: bool,
+        /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
+        #[arg(long)]
+        logs: Option<String>,
+    },
+    /// Runs one seed and prints the hash of all that happened, the same for the same run.
+    Trace {
+        /// The seed.
+        seed: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Run { seeds, start } => run_many(start, seeds),
+        Command::Replay { seed, events, logs } => {
+            if let Some(filter) = logs {
+                let filter = EnvFilter::new(filter);
+                tracing_subscriber::fmt().with_env_filter(filter).without_time().init();
+            }
+            let detail = if events { Detail::Everything } else { Detail::Whole };
+            let report = run(seed, &Settings { detail, ..Settings::default() });
+            for line in &report.lines {
+                println!("{line}");
+            }
+            println!();
+            print_summary(&report);
+            exit_code(report.violations.is_empty())
+        }
+        Command::Trace { seed } => {
+            let report = run(seed, &Settings::default());
+            println!("{:016x}", report.trace_hash);
+            print_failure(&report);
+            exit_code(report.violations.is_empty())
+        }
+    }
+}
+
+fn run_many(start: u64, seeds: u64) -> ExitCode {
+    let began = Instant::now();
+    let mut failed = 0;
+    let mut sim_s = 0.0;
+    for seed in start..start + seeds {
+        let report = run(seed, &Settings::default());
+        sim_s += report.sim_ns as f64 / 1e9;
+        if !report.violations.is_empty() {
+            failed += 1;
+            print_failure(&report);
+        }
+    }
+    let wall_s = began.elapsed().as_secs_f64();
+    println!("{sim_s:.0} simulated seconds in {wall_s:.1} s: {:.0}x", sim_s / wall_s);
+    println!("{seeds} seeds, {failed} failed");
+    exit_code(failed == 0)
+}
+
+fn print_failure(report: &Report) {
+    for violation in &report.violations {
+        let at_s = violation.at_ns as f64 / 1e9;
+        let (seed, invariant, detail) = (report.seed, violation.invariant, &violation.detail);
+        println!("seed {seed}, {at_s:.6} s: broken: {invariant}: {detail}");
+    }
+    if !report.violations.is_empty() {
+        println!("  replay it: cargo run --release -p mds-sim -- replay {}", report.seed);
+    }
+}
+
+fn print_summary(report: &Report) {
+    println!("seed {}: trace {:016x}", report.seed, report.trace_hash);
+    println!("{} events in {:.3} simulated seconds", report.events, report.sim_ns as f64 / 1e9);
+    println!("operations: {:?}", report.endings);
+    println!("faults: {:?}", report.faults.0);
+    println!("reached: {:?}", report.reached.0);
+    match report.violations.is_empty() {
+        true => println!("all invariants held"),
+        false => print_failure(report),
+    }
+}
+
+fn exit_code(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

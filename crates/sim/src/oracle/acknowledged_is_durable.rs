@@ -1,0 +1,60 @@
+//! **No acknowledged write is lost: in the end at least W replicas hold it, or something newer.**
+//!
+//! W is the write's own. No disk is lost in these runs, so it does not matter who was down when.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use mds_types::{Record, Version};
+
+use super::Broken;
+use crate::history::{Ending, History};
+
+const INVARIANT: &str = "no acknowledged write is lost";
+
+pub(super) fn check(replicas: &[Vec<Record>], history: &History) -> Vec<Broken> {
+    let versions: Vec<BTreeMap<&Bytes, Version>> = replicas
+        .iter()
+        .map(|records| records.iter().map(|record| (&record.key, record.version)).collect())
+        .collect();
+    let mut broken = Vec::new();
+    for (number, operation) in history.operations.iter().enumerate() {
+        let Ending::Written { version } = operation.ending else { continue };
+        let has = |replica: &&BTreeMap<&Bytes, Version>| {
+            replica.get(&operation.key).is_some_and(|&held| held >= version)
+        };
+        let holders = versions.iter().filter(has).count();
+        if holders < usize::from(operation.write_quorum) {
+            let (key, w) = (&operation.key, operation.write_quorum);
+            let detail = format!(
+                "write #{number} of {key:?} at {version} was acknowledged with W = {w}, and \
+                 {holders} replicas hold it or something newer"
+            );
+            broken.push((INVARIANT, detail));
+        }
+    }
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests_support::{key, put, record, version};
+    use super::*;
+
+    #[test]
+    fn a_lost_write_is_seen() {
+        let mut history = History::default();
+        put(&mut history, 1, 2, Some(version(5)));
+        let old = vec![record(1, 4)];
+        let same = vec![record(1, 5)];
+        let newer = vec![record(1, 6)];
+        let check = |replicas: &[&Vec<Record>]| {
+            let replicas: Vec<_> = replicas.iter().map(|&replica| replica.clone()).collect();
+            check(&replicas, &history).len()
+        };
+        assert_eq!(check(&[&same, &newer, &old]), 0);
+        assert_eq!(check(&[&same, &old, &old]), 1);
+        assert_eq!(check(&[&same, &vec![], &vec![]]), 1);
+        assert_eq!(key(1), record(1, 1).key);
+    }
+}
