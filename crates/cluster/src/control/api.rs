@@ -125,7 +125,7 @@ pub struct ControlOutputs {
     pub view: Option<Arc<ClusterView>>,
     /// Answers to administration requests, by the id they came with.
     pub admin: Vec<(u64, Result<AdminReply, AdminError>)>,
-    /// Call [`Control::sync_storage`] soon: others wait for it.
+    /// Call [`crate::Control::sync_storage`] soon: others wait for it.
     pub wants_sync: bool,
     /// The control part has failed and stopped; so has the process to.
     pub fatal: Option<String>,
