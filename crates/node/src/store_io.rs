@@ -116,6 +116,8 @@ pub struct StoreDone {
     pub merges: Vec<(Ticket, MergeResult)>,
     /// The mark is durable.
     pub mark: Option<Hlc>,
+    /// The mark could not be made durable; it may be tried again.
+    pub mark_refused: bool,
     /// Hints read for delivery, with the token that says they were delivered. Empty: there are none.
     pub hint_batches: Vec<(NodeId, Vec<Record>, Option<HintToken>)>,
     /// Hints kept, and hints dropped for want of room.
@@ -178,7 +180,12 @@ impl StoreIo {
         if let Some(mark) = batch.mark {
             match datadir::write_hlc_mark(&*self.disk, mark) {
                 Ok(()) => done.mark = Some(mark),
-                Err(error) => done.failed = Some(format!("cannot persist the clock: {error}")),
+                // The old mark stands, so no stamp is given out that it does not cover; a disk that is
+                // full may have room later.
+                Err(error) => {
+                    tracing::error!(%error, "the clock's mark cannot be made durable");
+                    done.mark_refused = true;
+                }
             }
         }
         if let Some(epoch) = batch.epoch {

@@ -115,7 +115,13 @@ impl Clients {
         for (index, client) in self.clients.iter_mut().take(workers).enumerate() {
             client.task = Task::Work;
             let delay_ns = client.random.below(50 * MILLISECOND_NS);
-            env.after(delay_ns, Event::Client { client: index, event: ClientEvent::Next });
+            env.after(
+                delay_ns,
+                Event::Client {
+                    client: index,
+                    event: ClientEvent::Next,
+                },
+            );
         }
     }
 
@@ -136,16 +142,27 @@ impl Clients {
         let keys = (0..KEYS).map(key).collect();
         let sweeper = self.clients.len() - 1;
         self.clients[sweeper].task = Task::Sweep { node, keys };
-        env.after(0, Event::Client { client: sweeper, event: ClientEvent::Next });
+        env.after(
+            0,
+            Event::Client {
+                client: sweeper,
+                event: ClientEvent::Next,
+            },
+        );
     }
 
     pub(crate) fn is_sweeping(&self) -> bool {
-        self.clients.iter().any(|client| matches!(client.task, Task::Sweep { .. }))
+        self.clients
+            .iter()
+            .any(|client| matches!(client.task, Task::Sweep { .. }))
     }
 
     /// The least number of successes of a working client since [`Clients::forget_successes`].
     pub(crate) fn least_successes(&self) -> u64 {
-        let working = self.clients.iter().filter(|client| client.task == Task::Work);
+        let working = self
+            .clients
+            .iter()
+            .filter(|client| client.task == Task::Work);
         working.map(|client| client.successes).min().unwrap_or(0)
     }
 
@@ -166,7 +183,10 @@ impl Clients {
         };
         let (number, heard) = heard;
         let current = &self.clients[index].current;
-        if current.as_ref().is_some_and(|attempt| attempt.number == number) {
+        if current
+            .as_ref()
+            .is_some_and(|attempt| attempt.number == number)
+        {
             self.on_heard(index, heard, env);
         }
     }
@@ -198,7 +218,9 @@ impl Clients {
                 }
                 let kind = match random.below(20) {
                     0..9 => Kind::Get,
-                    9..18 => Kind::Put { value: self.history.next_value(random) },
+                    9..18 => Kind::Put {
+                        value: self.history.next_value(random),
+                    },
                     _ => Kind::Delete,
                 };
                 (key(random.below(KEYS)), kind, random.index(self.nodes))
@@ -228,13 +250,19 @@ impl Clients {
     /// Sends the current attempt on its way.
     fn send(&mut self, index: usize, env: &mut Env) {
         let client = &mut self.clients[index];
-        let Some(attempt) = &client.current else { return };
+        let Some(attempt) = &client.current else {
+            return;
+        };
         let operation = &self.history.operations[attempt.operation];
         let timeout_ms = client.random.between(200, 2_000) as u32;
         let key = operation.key.clone();
         let op = match &operation.kind {
             Kind::Get => Op::Get { key },
-            Kind::Put { value } => Op::Put { key, value: value.clone(), expires_at_ms: None },
+            Kind::Put { value } => Op::Put {
+                key,
+                value: value.clone(),
+                expires_at_ms: None,
+            },
             Kind::Delete => Op::Delete { key },
         };
         let is_read = operation.kind == Kind::Get;
@@ -246,18 +274,38 @@ impl Clients {
             stamp: attempt.stamp.filter(|_| !is_read),
             request_id: (!is_read).then_some(attempt.operation as u128),
         };
-        let from = Asker { client: index, attempt: attempt.number };
+        let from = Asker {
+            client: index,
+            attempt: attempt.number,
+        };
         let (node, request) = (attempt.node, Request { op, options });
         let delay_ns = client.random.between(20_000, 200_000);
-        env.after(delay_ns, Event::Request { node, from, request });
+        env.after(
+            delay_ns,
+            Event::Request {
+                node,
+                from,
+                request,
+            },
+        );
         let patience_ns = u64::from(timeout_ms) * MILLISECOND_NS + PATIENCE_NS;
-        let timeout = ClientEvent::Timeout { attempt: from.attempt };
-        env.after(patience_ns, Event::Client { client: index, event: timeout });
+        let timeout = ClientEvent::Timeout {
+            attempt: from.attempt,
+        };
+        env.after(
+            patience_ns,
+            Event::Client {
+                client: index,
+                event: timeout,
+            },
+        );
     }
 
     fn on_heard(&mut self, index: usize, heard: Heard, env: &mut Env) {
         let client = &mut self.clients[index];
-        let Some(mut attempt) = client.current.take() else { return };
+        let Some(mut attempt) = client.current.take() else {
+            return;
+        };
         let is_read = self.history.operations[attempt.operation].kind == Kind::Get;
         let ending = match heard {
             Heard::Ended(ending) => ending,
@@ -303,7 +351,10 @@ impl Clients {
             Ending::Written { version } => Some(*version),
             _ => None,
         };
-        client.successes += u64::from(matches!(ending, Ending::Read { .. } | Ending::Written { .. }));
+        client.successes += u64::from(matches!(
+            ending,
+            Ending::Read { .. } | Ending::Written { .. }
+        ));
         client.seen = client.seen.max(version);
         env.trace.line(env.now_ns, || {
             let operation = &self.history.operations[attempt.operation];
@@ -314,8 +365,14 @@ impl Clients {
                 Kind::Delete => "delete",
             };
             let how = match &ending {
-                Ending::Read { version: Some(version), value: Some(_) } => format!("{version}"),
-                Ending::Read { version: Some(version), .. } => format!("deleted {version}"),
+                Ending::Read {
+                    version: Some(version),
+                    value: Some(_),
+                } => format!("{version}"),
+                Ending::Read {
+                    version: Some(version),
+                    ..
+                } => format!("deleted {version}"),
                 Ending::Read { version: None, .. } => "absent".to_owned(),
                 Ending::Written { version } => format!("written {version}"),
                 other => format!("{other:?}"),
@@ -325,7 +382,13 @@ impl Clients {
         });
         self.history.end(attempt.operation, env.now_ns, ending);
         let think_ns = client.random.between(MILLISECOND_NS, 60 * MILLISECOND_NS);
-        env.after(think_ns, Event::Client { client: index, event: ClientEvent::Next });
+        env.after(
+            think_ns,
+            Event::Client {
+                client: index,
+                event: ClientEvent::Next,
+            },
+        );
     }
 
     /// How many writes were acknowledged.

@@ -41,7 +41,10 @@ impl Clock {
         let elapsed_ns = self.elapsed_ns(sim_ns);
         let wall_us =
             WALL_START_US + i128::from(self.wall_error_us) + i128::from(elapsed_ns / 1_000);
-        Now { mono_ns: self.mono_start_ns + elapsed_ns, wall_us: wall_us as u64 }
+        Now {
+            mono_ns: self.mono_start_ns + elapsed_ns,
+            wall_us: wall_us as u64,
+        }
     }
 
     /// The first moment of simulated time at which the monotonic clock shows at least `mono_ns`.
@@ -75,7 +78,10 @@ mod tests {
             let mono_ns = clock.at(sim_ns).mono_ns;
             let when_ns = clock.when(mono_ns);
             assert!(clock.at(when_ns).mono_ns >= mono_ns);
-            assert!(when_ns <= sim_ns && sim_ns - when_ns <= 2, "{sim_ns} {when_ns}");
+            assert!(
+                when_ns <= sim_ns && sim_ns - when_ns <= 2,
+                "{sim_ns} {when_ns}"
+            );
         }
     }
 

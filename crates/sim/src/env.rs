@@ -53,14 +53,20 @@ impl Env {
     /// Plans an event. What lies in the past happens now.
     pub(crate) fn at(&mut self, at_ns: u64, event: Event) {
         self.next_seq += 1;
-        self.queue.insert((at_ns.max(self.now_ns), self.next_seq), event);
+        self.queue
+            .insert((at_ns.max(self.now_ns), self.next_seq), event);
     }
 
     pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
         self.at(self.now_ns + delay_ns, event);
     }
 
-    pub(crate) fn node_after(&mut self, delay_ns: u64, (node, life): (usize, u64), event: NodeEvent) {
+    pub(crate) fn node_after(
+        &mut self,
+        delay_ns: u64,
+        (node, life): (usize, u64),
+        event: NodeEvent,
+    ) {
         self.after(delay_ns, Event::Node { node, life, event });
     }
 
@@ -79,7 +85,8 @@ impl Env {
 
     /// Forgets the large faults that are still to come, and their ends.
     pub(crate) fn drop_planned_faults(&mut self) {
-        self.queue.retain(|_, event| !matches!(event, Event::Act(_) | Event::Mend { .. }));
+        self.queue
+            .retain(|_, event| !matches!(event, Event::Act(_) | Event::Mend { .. }));
     }
 
     /// How long one thread takes to wake up for another, nanoseconds.
@@ -98,8 +105,13 @@ impl Env {
 
     /// Takes note that an invariant is broken.
     pub(crate) fn violated(&mut self, invariant: &'static str, detail: String) {
-        self.trace.line(self.now_ns, || format!("VIOLATED: {invariant}: {detail}"));
-        self.violations.push(Violation { at_ns: self.now_ns, invariant, detail });
+        self.trace
+            .line(self.now_ns, || format!("VIOLATED: {invariant}: {detail}"));
+        self.violations.push(Violation {
+            at_ns: self.now_ns,
+            invariant,
+            detail,
+        });
     }
 
     // ---- the network --------------------------------------------------------------------------
@@ -107,24 +119,42 @@ impl Env {
     pub(crate) fn send_datagram(&mut self, from: usize, to: &str, bytes: Bytes) {
         let faults = &self.network.faults;
         let rates = (faults.datagram_drop_ppm, faults.datagram_duplicate_ppm);
-        let Some(&to) = self.machines.get(to) else { return };
+        let Some(&to) = self.machines.get(to) else {
+            return;
+        };
         for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
-            self.after(delay_ns, Event::Datagram { to, bytes: bytes.clone() });
+            self.after(
+                delay_ns,
+                Event::Datagram {
+                    to,
+                    bytes: bytes.clone(),
+                },
+            );
         }
     }
 
     pub(crate) fn send_message(&mut self, from: usize, to: &str, bytes: Bytes) {
         let faults = &self.network.faults;
         let rates = (faults.message_drop_ppm, faults.message_duplicate_ppm);
-        let Some(&to) = self.machines.get(to) else { return };
+        let Some(&to) = self.machines.get(to) else {
+            return;
+        };
         for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
-            self.after(delay_ns, Event::Message { to, bytes: bytes.clone() });
+            self.after(
+                delay_ns,
+                Event::Message {
+                    to,
+                    bytes: bytes.clone(),
+                },
+            );
         }
     }
 
     /// Sends a part of a stream; it arrives behind all that was sent before.
     pub(crate) fn send_part(&mut self, conn: ConnId, to: Side, part: Part) {
-        let at_ns = self.network.stream_arrival_ns(self.now_ns, conn, to, &mut self.counts);
+        let at_ns = self
+            .network
+            .stream_arrival_ns(self.now_ns, conn, to, &mut self.counts);
         self.at(at_ns, Event::Stream { conn, to, part });
     }
 

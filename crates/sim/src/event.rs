@@ -16,7 +16,11 @@ use crate::trace::Trace;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Something within a process. Void if that start of the node is over.
-    Node { node: usize, life: u64, event: NodeEvent },
+    Node {
+        node: usize,
+        life: u64,
+        event: NodeEvent,
+    },
     /// A gossip datagram arrives at a machine.
     Datagram { to: usize, bytes: Bytes },
     /// A control message arrives at a machine.
@@ -26,7 +30,11 @@ pub(crate) enum Event {
     /// What waits on a stream is sent again.
     Resend { conn: ConnId, to: Side },
     /// A client's request arrives at a node.
-    Request { node: usize, from: Asker, request: Request },
+    Request {
+        node: usize,
+        from: Asker,
+        request: Request,
+    },
     /// Something reaches a client.
     Client { client: usize, event: ClientEvent },
     /// A machine starts the node, if it does not run.
@@ -35,6 +43,8 @@ pub(crate) enum Event {
     Init { node: usize },
     /// A large fault.
     Act(Action),
+    /// The end of a standstill of a process.
+    Resume { node: usize, life: u64 },
     /// The end of a cut.
     Mend { pairs: Vec<(usize, usize)> },
 }
@@ -100,7 +110,10 @@ pub(crate) enum ClientEvent {
     /// It does something next.
     Next,
     /// Its request was answered.
-    Reply { attempt: u64, result: Result<Outcome, RequestError> },
+    Reply {
+        attempt: u64,
+        result: Result<Outcome, RequestError>,
+    },
     /// The node's machine refused the connection: the request was never read.
     Refused { attempt: u64 },
     /// The connection has ended before an answer came.
@@ -131,18 +144,28 @@ impl Event {
             Event::Resend { conn, to } => {
                 trace.event(at_ns, "resend", conn.0 * 2 + *to as u64, &[]);
             }
-            Event::Request { node, from, request } => {
+            Event::Request {
+                node,
+                from,
+                request,
+            } => {
                 let text = format!("{from:?} {request:?}");
                 trace.event(at_ns, "request", *node as u64, text.as_bytes());
             }
             Event::Client { client, event } => {
-                trace.event(at_ns, "client", *client as u64, format!("{event:?}").as_bytes());
+                trace.event(
+                    at_ns,
+                    "client",
+                    *client as u64,
+                    format!("{event:?}").as_bytes(),
+                );
             }
             Event::Start { node } => trace.event(at_ns, "start", *node as u64, &[]),
             Event::Init { node } => trace.event(at_ns, "init", *node as u64, &[]),
             Event::Act(action) => {
                 trace.event(at_ns, "act", 0, format!("{action:?}").as_bytes());
             }
+            Event::Resume { node, .. } => trace.event(at_ns, "resume", *node as u64, &[]),
             Event::Mend { pairs } => trace.event(at_ns, "mend", 0, format!("{pairs:?}").as_bytes()),
         }
     }

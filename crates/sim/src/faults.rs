@@ -165,11 +165,17 @@ fn draw_action(random: &mut Random, nodes: usize) -> Action {
         2 | 3 => Action::Kill { node, down_ns },
         4 | 5 => {
             let operations = random.below(60);
-            Action::PowerLossInDisk { node, operations, down_ns }
+            Action::PowerLossInDisk {
+                node,
+                operations,
+                down_ns,
+            }
         }
         6 => {
             let others = (0..nodes).filter(|&other| other != node);
-            let pairs = others.flat_map(|other| [(node, other), (other, node)]).collect();
+            let pairs = others
+                .flat_map(|other| [(node, other), (other, node)])
+                .collect();
             Action::Cut { pairs, for_ns }
         }
         7 => {

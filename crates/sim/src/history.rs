@@ -33,7 +33,10 @@ pub(crate) enum Ending {
     /// It still waits.
     Pending,
     /// Read: this.
-    Read { version: Option<Version>, value: Option<Bytes> },
+    Read {
+        version: Option<Version>,
+        value: Option<Bytes>,
+    },
     /// Written, by so many replicas at least.
     Written { version: Version },
     /// Nothing was done, said every node that was asked.

@@ -50,10 +50,23 @@ fn main() -> ExitCode {
         Command::Replay { seed, events, logs } => {
             if let Some(filter) = logs {
                 let filter = EnvFilter::new(filter);
-                tracing_subscriber::fmt().with_env_filter(filter).without_time().init();
+                tracing_subscriber::fmt()
+                    .with_env_filter(filter)
+                    .without_time()
+                    .init();
             }
-            let detail = if events { Detail::Everything } else { Detail::Whole };
-            let report = run(seed, &Settings { detail, ..Settings::default() });
+            let detail = if events {
+                Detail::Everything
+            } else {
+                Detail::Whole
+            };
+            let report = run(
+                seed,
+                &Settings {
+                    detail,
+                    ..Settings::default()
+                },
+            );
             for line in &report.lines {
                 println!("{line}");
             }
@@ -83,7 +96,10 @@ fn run_many(start: u64, seeds: u64) -> ExitCode {
         }
     }
     let wall_s = began.elapsed().as_secs_f64();
-    println!("{sim_s:.0} simulated seconds in {wall_s:.1} s: {:.0}x", sim_s / wall_s);
+    println!(
+        "{sim_s:.0} simulated seconds in {wall_s:.1} s: {:.0}x",
+        sim_s / wall_s
+    );
     println!("{seeds} seeds, {failed} failed");
     exit_code(failed == 0)
 }
@@ -95,13 +111,20 @@ fn print_failure(report: &Report) {
         println!("seed {seed}, {at_s:.6} s: broken: {invariant}: {detail}");
     }
     if !report.violations.is_empty() {
-        println!("  replay it: cargo run --release -p mds-sim -- replay {}", report.seed);
+        println!(
+            "  replay it: cargo run --release -p mds-sim -- replay {}",
+            report.seed
+        );
     }
 }
 
 fn print_summary(report: &Report) {
     println!("seed {}: trace {:016x}", report.seed, report.trace_hash);
-    println!("{} events in {:.3} simulated seconds", report.events, report.sim_ns as f64 / 1e9);
+    println!(
+        "{} events in {:.3} simulated seconds",
+        report.events,
+        report.sim_ns as f64 / 1e9
+    );
     println!("operations: {:?}", report.endings);
     println!("faults: {:?}", report.faults.0);
     println!("reached: {:?}", report.reached.0);
@@ -112,5 +135,9 @@ fn print_summary(report: &Report) {
 }
 
 fn exit_code(is_good: bool) -> ExitCode {
-    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

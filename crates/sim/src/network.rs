@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::event::Part;
-use crate::faults::{FaultConfig, Counts, MILLISECOND_NS};
+use crate::faults::{Counts, FaultConfig, MILLISECOND_NS};
 use crate::random::Random;
 
 /// Bytes that the kernels on both sides take before the writer has to wait.
@@ -118,7 +118,13 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new(random: Random, faults: FaultConfig) -> Network {
-        Network { faults, random, cuts: BTreeMap::new(), conns: BTreeMap::new(), next_conn: 0 }
+        Network {
+            faults,
+            random,
+            cuts: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            next_conn: 0,
+        }
     }
 
     pub(crate) fn cut(&mut self, pairs: &[(usize, usize)]) {
@@ -155,7 +161,8 @@ impl Network {
             counts.count("late packet");
             return self.random.below(faults.late_ms_max * MILLISECOND_NS);
         }
-        self.random.between(faults.delay_us_min * 1_000, faults.delay_us_max * 1_000)
+        self.random
+            .between(faults.delay_us_min * 1_000, faults.delay_us_max * 1_000)
     }
 
     /// When the copies of a packet arrive, counted from now: none if it is lost.
@@ -187,9 +194,16 @@ impl Network {
     pub(crate) fn dial(&mut self, from: (usize, u64), to: usize) -> ConnId {
         self.next_conn += 1;
         let id = ConnId(self.next_conn);
-        let end = |node, life| End { node, life, is_gone: false };
+        let end = |node, life| End {
+            node,
+            life,
+            is_gone: false,
+        };
         // The life at the other end is filled in when it accepts.
-        let conn = Conn { ends: [end(from.0, from.1), end(to, 0)], flows: Default::default() };
+        let conn = Conn {
+            ends: [end(from.0, from.1), end(to, 0)],
+            flows: Default::default(),
+        };
         self.conns.insert(id, conn);
         id
     }
@@ -226,7 +240,11 @@ impl Network {
     pub(crate) fn conns_between(&self, one: usize, other: usize) -> Vec<ConnId> {
         let pair = BTreeSet::from([one, other]);
         let between = |conn: &Conn| BTreeSet::from(conn.ends.each_ref().map(|e| e.node)) == pair;
-        self.conns.iter().filter(|(_, conn)| between(conn)).map(|(&id, _)| id).collect()
+        self.conns
+            .iter()
+            .filter(|(_, conn)| between(conn))
+            .map(|(&id, _)| id)
+            .collect()
     }
 
     /// When the next thing sent towards an end may arrive: never before what was sent earlier.
@@ -278,6 +296,7 @@ impl Network {
             counts.count("slow sync");
             return self.random.below(faults.slow_sync_ms_max * MILLISECOND_NS);
         }
-        self.random.between(faults.sync_us_min * 1_000, faults.sync_us_max * 1_000)
+        self.random
+            .between(faults.sync_us_min * 1_000, faults.sync_us_max * 1_000)
     }
 }

@@ -15,7 +15,7 @@ use mds_cluster::Standing;
 use mds_types::Record;
 
 use crate::event::Event;
-use crate::faults::{FaultConfig, Counts, MILLISECOND_NS, SECOND_NS, draw_schedule};
+use crate::faults::{Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
 use crate::oracle::{self, Violation};
 use crate::random::Random;
 use crate::trace::Detail;
@@ -52,7 +52,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { nodes: 3, clients: 5, faults_ns: 12 * SECOND_NS, detail: Detail::Recent }
+        Settings {
+            nodes: 3,
+            clients: 5,
+            faults_ns: 12 * SECOND_NS,
+            detail: Detail::Recent,
+        }
     }
 }
 
@@ -101,7 +106,11 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     if PANICS.get() > before {
         let detail = "something panicked: the message went to the standard error".to_owned();
         let at_ns = report.sim_ns;
-        report.violations.push(Violation { at_ns, invariant: "nothing panics", detail });
+        report.violations.push(Violation {
+            at_ns,
+            invariant: "nothing panics",
+            detail,
+        });
     }
     report
 }
@@ -125,8 +134,13 @@ fn count_panics() {
 fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
     let faults = FaultConfig::draw(&mut random.part("rates", 0));
-    let mut world =
-        World::new(&random, settings.nodes, settings.clients, faults, settings.detail);
+    let mut world = World::new(
+        &random,
+        settings.nodes,
+        settings.clients,
+        faults,
+        settings.detail,
+    );
     if birth(&mut world, &random) {
         suffer(&mut world, &random, settings.faults_ns);
     }
@@ -140,11 +154,15 @@ fn live(seed: u64, settings: &Settings) -> Report {
 fn birth(world: &mut World, random: &Random) -> bool {
     let mut random = random.part("birth", 0);
     for node in 0..world.machines.len() {
-        world.env.after(random.below(500 * MILLISECOND_NS), Event::Start { node });
+        world
+            .env
+            .after(random.below(500 * MILLISECOND_NS), Event::Start { node });
     }
     let founder = random.index(world.machines.len());
     loop {
-        world.env.after(INIT_AGAIN_NS, Event::Init { node: founder });
+        world
+            .env
+            .after(INIT_AGAIN_NS, Event::Init { node: founder });
         world.run(BIRTH_NS_MAX, |world| world.env.watch.init.is_some());
         match world.env.watch.init.take() {
             Some(Ok(_)) => break,
@@ -156,7 +174,9 @@ fn birth(world: &mut World, random: &Random) -> bool {
     let is_complete = world.run(BIRTH_NS_MAX, is_complete);
     if !is_complete && world.env.violations.is_empty() {
         let detail = "the cluster did not become complete".to_owned();
-        world.env.violated("a cluster is born within a bound", detail);
+        world
+            .env
+            .violated("a cluster is born within a bound", detail);
     }
     is_complete
 }
@@ -172,7 +192,9 @@ fn is_complete(world: &World) -> bool {
 
 fn suffer(world: &mut World, random: &Random, faults_ns: u64) {
     let mut random = random.part("schedule", 0);
-    world.env.line(|| "the clients begin, and so do the faults".to_owned());
+    world
+        .env
+        .line(|| "the clients begin, and so do the faults".to_owned());
     for (after_ns, action) in draw_schedule(&mut random, world.machines.len(), faults_ns) {
         world.env.after(after_ns, Event::Act(action));
     }
@@ -183,13 +205,20 @@ fn suffer(world: &mut World, random: &Random, faults_ns: u64) {
 fn heal(world: &mut World) {
     world.heal();
     world.clients.forget_successes();
-    bounded(world, PROGRESS_NS_MAX, "clients get on after the faults", |world| {
-        is_complete(world) && world.clients.least_successes() >= PROGRESS_SUCCESSES
-    });
+    bounded(
+        world,
+        PROGRESS_NS_MAX,
+        "clients get on after the faults",
+        |world| is_complete(world) && world.clients.least_successes() >= PROGRESS_SUCCESSES,
+    );
     world.clients.rest();
-    bounded(world, PROGRESS_NS_MAX, "every request ends", |world| world.clients.are_idle());
+    bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
+        world.clients.are_idle()
+    });
     bounded(world, DRAIN_NS_MAX, "hints drain", |world| {
-        world.processes().all(|process| process.hints_waiting() == 0)
+        world
+            .processes()
+            .all(|process| process.hints_waiting() == 0)
     });
     sweep(world);
     if world.env.violations.is_empty()
@@ -209,6 +238,9 @@ fn bounded(
     invariant: &'static str,
     is_good: impl Fn(&World) -> bool,
 ) {
+    if !world.env.violations.is_empty() {
+        return;
+    }
     let until_ns = world.env.now_ns + within_ns;
     if !world.run(until_ns, is_good) && world.env.violations.is_empty() {
         let detail = format!("not within {} s", within_ns / SECOND_NS);
@@ -220,14 +252,21 @@ fn bounded(
 fn sweep(world: &mut World) {
     let mut difference = None;
     for node in 0..world.machines.len() {
-        world.env.line(|| format!("all keys are read through node {}", node + 1));
+        world
+            .env
+            .line(|| format!("all keys are read through node {}", node + 1));
         world.clients.sweep(node, &mut world.env);
         bounded(world, SWEEP_NS_MAX, "a healthy cluster answers", |world| {
             !world.clients.is_sweeping()
         });
         // Repairs go on behind the replies.
         world.run(world.env.now_ns + SECOND_NS, |_| false);
-        let Some(replicas) = replicas(world) else { return };
+        if !world.env.violations.is_empty() {
+            return;
+        }
+        let Some(replicas) = replicas(world) else {
+            return;
+        };
         difference = oracle::difference(&replicas);
         if difference.is_none() {
             return;
@@ -252,10 +291,18 @@ fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
 }
 
 fn report(seed: u64, mut world: World) -> Report {
-    let names: Vec<String> =
-        world.processes().map(|process| process.node_id().to_string()).collect();
-    world.env.line(|| format!("the end; the nodes were {}", names.join(", ")));
-    for process in world.machines.iter().filter_map(|machine| machine.process.as_ref()) {
+    let names: Vec<String> = world
+        .processes()
+        .map(|process| process.node_id().to_string())
+        .collect();
+    world
+        .env
+        .line(|| format!("the end; the nodes were {}", names.join(", ")));
+    for process in world
+        .machines
+        .iter()
+        .filter_map(|machine| machine.process.as_ref())
+    {
         process.tally(&mut world.env);
     }
     Report {

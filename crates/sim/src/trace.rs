@@ -33,7 +33,13 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn new(detail: Detail) -> Trace {
-        Trace { hash: Xxh3::new(), detail, lines: VecDeque::new(), forgotten: 0, events: 0 }
+        Trace {
+            hash: Xxh3::new(),
+            detail,
+            lines: VecDeque::new(),
+            forgotten: 0,
+            events: 0,
+        }
     }
 
     /// Takes note of an event. `place` is a node, a client or a connection, as the kind says.
@@ -47,7 +53,9 @@ impl Trace {
         if self.detail == Detail::Everything {
             let length = bytes.len();
             let digest = xxh3_64(bytes) as u32;
-            self.line(at_ns, || format!("  . {kind} {place} ({length} bytes, {digest:08x})"));
+            self.line(at_ns, || {
+                format!("  . {kind} {place} ({length} bytes, {digest:08x})")
+            });
         }
     }
 

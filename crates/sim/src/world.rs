@@ -42,10 +42,15 @@ impl World {
         let network = Network::new(random.part("network", 0), faults);
         let mut env = Env::new(random.part("threads", 0), network, Trace::new(detail));
         env.machines = (0..nodes).map(|node| (peer_addr(node), node)).collect();
-        let config = ClusterConfig { partition_count: PARTITION_COUNT, ..ClusterConfig::default() };
+        let config = ClusterConfig {
+            partition_count: PARTITION_COUNT,
+            ..ClusterConfig::default()
+        };
         World {
             env,
-            machines: (0..nodes).map(|node| Machine::new(node, nodes, random.clone())).collect(),
+            machines: (0..nodes)
+                .map(|node| Machine::new(node, nodes, random.clone()))
+                .collect(),
             clients: Clients::new(random, nodes, clients, &config),
             config,
         }
@@ -68,7 +73,9 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
-        let Some(event) = self.hold_back(event) else { return };
+        let Some(event) = self.hold_back(event) else {
+            return;
+        };
         match event {
             Event::Node { node, life, event } => {
                 if let Some(process) = self.machines[node].running(life) {
@@ -80,17 +87,26 @@ impl World {
             Event::Message { to, bytes } => self.control(to, ControlInput::Message(bytes)),
             Event::Init { node } => {
                 let (config, expected_nodes) = (self.config.clone(), self.machines.len());
-                let request = AdminRequest::Init { config, expected_nodes };
+                let request = AdminRequest::Init {
+                    config,
+                    expected_nodes,
+                };
                 self.control(node, ControlInput::Admin(request));
             }
             Event::Stream { conn, to, part } => self.on_stream(conn, to, part),
             Event::Resend { conn, to } => self.on_resend(conn, to),
-            Event::Request { node, from, request } => {
+            Event::Request {
+                node,
+                from,
+                request,
+            } => {
                 let machine = &mut self.machines[node];
                 match &mut machine.process {
                     Some(process) => process.on_request(from, request, &mut self.env),
                     None if machine.power == Power::On => {
-                        let refused = ClientEvent::Refused { attempt: from.attempt };
+                        let refused = ClientEvent::Refused {
+                            attempt: from.attempt,
+                        };
                         self.env.tell_client(from.client, refused);
                     }
                     // Nobody answers; the client's own patience ends it.
@@ -99,6 +115,7 @@ impl World {
             }
             Event::Client { client, event } => self.clients.on_event(client, event, &mut self.env),
             Event::Start { node } => self.start(node),
+            Event::Resume { node, life } => self.resume(node, life),
             Event::Act(action) => self.act(action),
             Event::Mend { pairs } => {
                 self.env.line(|| format!("the cut of {pairs:?} ends"));
@@ -115,12 +132,13 @@ impl World {
             Event::Stream { conn, to, .. } => self.env.network.conn(*conn)?.end(*to).node,
             _ => return Some(event),
         };
-        let until_ns = self.machines[node].paused_until_ns;
-        if self.env.now_ns >= until_ns {
-            return Some(event);
+        match &mut self.machines[node].held_back {
+            Some(held_back) => {
+                held_back.push(event);
+                None
+            }
+            None => Some(event),
         }
-        self.env.at(until_ns, event);
-        None
     }
 
     fn control(&mut self, node: usize, input: ControlInput) {
@@ -132,11 +150,15 @@ impl World {
     // ---- streams ------------------------------------------------------------------------------
 
     fn on_stream(&mut self, id: ConnId, to: Side, part: Part) {
-        let Some(conn) = self.env.network.conn(id) else { return };
+        let Some(conn) = self.env.network.conn(id) else {
+            return;
+        };
         let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
         let is_queueing = !conn.flow_to(to).waiting.is_empty();
         if is_queueing || !self.gets_through(from_node, to_node) {
-            let Some(conn) = self.env.network.conn(id) else { return };
+            let Some(conn) = self.env.network.conn(id) else {
+                return;
+            };
             conn.flow_to(to).waiting.push_back(part);
             if !is_queueing {
                 let resend_ns = conn.next_resend_ns(to);
@@ -151,15 +173,21 @@ impl World {
     }
 
     fn on_resend(&mut self, id: ConnId, to: Side) {
-        let Some(conn) = self.env.network.conn(id) else { return };
+        let Some(conn) = self.env.network.conn(id) else {
+            return;
+        };
         let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
         if !self.gets_through(from_node, to_node) {
-            let Some(conn) = self.env.network.conn(id) else { return };
+            let Some(conn) = self.env.network.conn(id) else {
+                return;
+            };
             let resend_ns = conn.next_resend_ns(to);
             return self.env.after(resend_ns, Event::Resend { conn: id, to });
         }
         self.env.counts.count("stream sent again after a silence");
-        let Some(conn) = self.env.network.conn(id) else { return };
+        let Some(conn) = self.env.network.conn(id) else {
+            return;
+        };
         conn.has_got_through(to);
         // At once: what is still under way was sent later and must not overtake it.
         for part in std::mem::take(&mut conn.flow_to(to).waiting) {
@@ -172,7 +200,9 @@ impl World {
     }
 
     fn deliver(&mut self, id: ConnId, to: Side, part: Part) {
-        let Some(conn) = self.env.network.conn(id) else { return };
+        let Some(conn) = self.env.network.conn(id) else {
+            return;
+        };
         let end = *conn.end(to);
         if let Part::Bytes(bytes) = &part {
             let flow = conn.flow_to(to);
@@ -217,7 +247,8 @@ impl World {
             Err(_) if machine.disk().is_stopped() => self.look_at_power(node),
             Err(error) => {
                 let detail = format!("node {} does not start: {error}", node + 1);
-                self.env.violated("a node that nothing is wrong with starts", detail);
+                self.env
+                    .violated("a node that nothing is wrong with starts", detail);
             }
         }
     }
@@ -250,23 +281,32 @@ impl World {
                     machine.start_after(down_ns, &mut self.env);
                 }
             }
-            Action::PowerLossInDisk { node, operations, down_ns } => {
+            Action::PowerLossInDisk {
+                node,
+                operations,
+                down_ns,
+            } => {
                 let machine = &mut self.machines[node];
                 machine.down_ns = down_ns;
                 machine.disk().fail_after_ops(operations);
                 let operations = operations + 1;
                 self.env.line(|| {
-                    format!("node {} will lose its power in {operations} disk writes", node + 1)
+                    format!(
+                        "node {} will lose its power in {operations} disk writes",
+                        node + 1
+                    )
                 });
             }
             Action::Cut { pairs, for_ns } => {
                 self.env.counts.count("network cut");
-                self.env.line(|| format!("the network is cut: {pairs:?}, from 0"));
+                self.env
+                    .line(|| format!("the network is cut: {pairs:?}, from 0"));
                 self.env.network.cut(&pairs);
                 self.env.after(for_ns, Event::Mend { pairs });
             }
             Action::ResetStreams { one, other } => {
-                self.env.line(|| format!("streams of nodes {} and {} break", one + 1, other + 1));
+                self.env
+                    .line(|| format!("streams of nodes {} and {} break", one + 1, other + 1));
                 for conn in self.env.network.conns_between(one, other) {
                     self.env.counts.count("stream reset");
                     self.env.send_part(conn, Side::Dialler, Part::Reset);
@@ -275,11 +315,32 @@ impl World {
             }
             Action::Pause { node, for_ns } => {
                 let machine = &mut self.machines[node];
-                if machine.process.is_some() {
+                if machine.process.is_some() && machine.held_back.is_none() {
                     self.env.counts.count("process paused");
                     self.env.line(|| format!("node {} stands still", node + 1));
-                    machine.paused_until_ns = self.env.now_ns + for_ns;
+                    machine.held_back = Some(Vec::new());
+                    self.env.after(
+                        for_ns,
+                        Event::Resume {
+                            node,
+                            life: machine.life,
+                        },
+                    );
                 }
+            }
+        }
+    }
+
+    /// A process goes on. What its kernel has taken meanwhile comes first, in order.
+    fn resume(&mut self, node: usize, life: u64) {
+        let machine = &mut self.machines[node];
+        if machine.life != life {
+            return;
+        }
+        if let Some(held_back) = machine.held_back.take() {
+            self.env.line(|| format!("node {} goes on", node + 1));
+            for event in held_back {
+                self.handle(event);
             }
         }
     }
@@ -303,6 +364,8 @@ impl World {
 
     /// All running nodes.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.machines.iter().filter_map(|machine| machine.process.as_ref())
+        self.machines
+            .iter()
+            .filter_map(|machine| machine.process.as_ref())
     }
 }

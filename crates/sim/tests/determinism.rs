@@ -30,7 +30,11 @@ fn each_seed_is_the_same_run_in_every_process_and_passes() {
     }
     hashes.sort();
     hashes.dedup();
-    assert_eq!(hashes.len(), SEEDS.count(), "different seeds are different runs");
+    assert_eq!(
+        hashes.len(),
+        SEEDS.count(),
+        "different seeds are different runs"
+    );
 }
 
 #[test]
@@ -51,7 +55,10 @@ fn the_seeds_together_reach_what_they_are_there_for() {
         "stream sent again after a silence",
         "slow sync",
     ] {
-        let times: u64 = reports.iter().filter_map(|report| report.faults.0.get(name)).sum();
+        let times: u64 = reports
+            .iter()
+            .filter_map(|report| report.faults.0.get(name))
+            .sum();
         assert!(times > 0, "no seed had this fault: {name}");
     }
     for name in [
@@ -65,10 +72,17 @@ fn the_seeds_together_reach_what_they_are_there_for() {
         "record superseded",
         "segment flushed",
     ] {
-        let times: u64 = reports.iter().filter_map(|report| report.reached.0.get(name)).sum();
+        let times: u64 = reports
+            .iter()
+            .filter_map(|report| report.reached.0.get(name))
+            .sum();
         assert!(times > 0, "no seed came to this: {name}");
     }
     for report in reports {
-        assert!(report.acknowledged > 50, "seed {} hardly wrote anything", report.seed);
+        assert!(
+            report.acknowledged > 50,
+            "seed {} hardly wrote anything",
+            report.seed
+        );
     }
 }

@@ -183,6 +183,14 @@ impl Links {
                         link.is_unresponsive = true;
                         lost.push(peer);
                     }
+                    // Asked again now and then. A machine that lost its power after it had taken
+                    // the ping owes no answer, and says that the connection is gone only when it
+                    // is sent something.
+                    let is_asked_long_ago = now_ns.saturating_sub(sent_ns) >= IDLE_PING_EVERY_NS;
+                    if link.is_unresponsive && is_asked_long_ago && link.out.is_empty() {
+                        link.ping_sent_ns = Some(now_ns);
+                        Self::append(&mut self.dirty, id, link, &Message::Ping(Ping { id: 0 }));
+                    }
                 }
                 None => {
                     let silent_ns = now_ns.saturating_sub(link.last_heard_ns);
@@ -274,6 +282,23 @@ mod tests {
         assert_eq!(links.tick(now_ns + HEALTH_TICK_NS), [], "said once");
         links.heard(now_ns, id);
         assert!(links.is_usable(PEER));
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_again_now_and_then() {
+        let mut links = Links::default();
+        let id = links.open(0, PEER, Direction::Dialled);
+        let mut asked = 0;
+        for now_ns in (0..10_000_000_000).step_by(HEALTH_TICK_NS as usize) {
+            links.tick(now_ns);
+            if links.take_dirty() == [id] {
+                // The socket takes it, and nothing ever comes back.
+                links.output(id).unwrap().clear();
+                asked += 1;
+            }
+        }
+        assert!(!links.is_usable(PEER));
+        assert!((8..=10).contains(&asked), "{asked} pings in ten seconds");
     }
 
     #[test]

@@ -280,6 +280,7 @@ impl Core {
     /// The store has done something.
     pub fn on_store_done(&mut self, now: Now, done: StoreDone) {
         if let Some(reason) = done.failed {
+            tracing::error!(%reason, "the store has stopped");
             self.stop(format!("the store has stopped: {reason}"));
         }
         if let Some(mark) = done.mark {
@@ -288,6 +289,10 @@ impl Core {
             for (request, tag, deadline_ns) in std::mem::take(&mut self.awaiting_mark) {
                 self.resubmit(now, request, tag, deadline_ns);
             }
+        }
+        if done.mark_refused {
+            self.mark_in_flight = false;
+            self.refuse_unstamped(now, u64::MAX);
         }
         self.store_backlog = self.store_backlog.saturating_sub(done.merges.len());
         if self.store_backlog == 0 {
@@ -323,16 +328,7 @@ impl Core {
         while let Some(id) = self.deadlines.pop_due(now.mono_ns) {
             self.on_deadline(now, id);
         }
-        while self
-            .awaiting_mark
-            .front()
-            .is_some_and(|&(_, _, at_ns)| at_ns <= now.mono_ns)
-        {
-            if let Some((request, tag, _)) = self.awaiting_mark.pop_front() {
-                let error = RequestError::Overloaded("the clock's mark is not durable yet");
-                self.finish(now, now.mono_ns, &request.op, tag, Err(error));
-            }
-        }
+        self.refuse_unstamped(now, now.mono_ns);
         if now.mono_ns >= self.next_tick_ns {
             self.next_tick_ns = now.mono_ns + HEALTH_TICK_NS;
             for peer in self.links.tick(now.mono_ns) {
@@ -346,9 +342,14 @@ impl Core {
     /// Nothing is served from here on; `reason` is what clients hear.
     pub fn stop(&mut self, reason: String) {
         if self.stopped.is_none() {
-            tracing::error!(%reason, "this node stops serving");
+            tracing::info!(%reason, "this node stops serving");
             self.stopped = Some(reason);
         }
+    }
+
+    /// Why nothing is served any more, if so.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
     }
 
     // ---- outputs ------------------------------------------------------------------------------
@@ -443,6 +444,20 @@ impl Core {
     fn adopt_ring(&mut self) {
         if let Some(config) = &self.view.config {
             self.ring = Arc::new(Placement::compute(&self.view.topology, config));
+        }
+    }
+
+    /// Refuses the writes that wait for the clock's mark and are due by then.
+    fn refuse_unstamped(&mut self, now: Now, due_ns: u64) {
+        while self
+            .awaiting_mark
+            .front()
+            .is_some_and(|&(_, _, at_ns)| at_ns <= due_ns)
+        {
+            if let Some((request, tag, _)) = self.awaiting_mark.pop_front() {
+                let error = RequestError::Overloaded("the clock's mark cannot be made durable");
+                self.finish(now, now.mono_ns, &request.op, tag, Err(error));
+            }
         }
     }
 

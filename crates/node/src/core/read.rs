@@ -285,6 +285,10 @@ impl Core {
                 }
                 Quorum::Met if op.quorum.may_answer(op.write_quorum) => {
                     let outcome = visible(op.quorum.newest(), now);
+                    if op.repairing.is_none() && !op.quorum.stale().is_empty() {
+                        // Enough replicas hold it: the repair of the rest goes on behind the reply.
+                        self.begin_repair(now, id);
+                    }
                     return self.end_read(now, id, Ok(outcome));
                 }
                 Quorum::Met => match op.repairing {

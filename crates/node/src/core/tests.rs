@@ -541,6 +541,25 @@ fn a_read_that_finds_replicas_to_differ_repairs_before_it_answers() {
 }
 
 #[test]
+fn a_read_that_enough_replicas_answer_alike_repairs_the_rest_behind_the_reply() {
+    let mut trio = Trio::new();
+    trio.put(1, "k", "old").unwrap();
+    trio.kill(1);
+    trio.put(3, "k", "new").unwrap();
+    trio.revive(1);
+    let options = RequestOptions {
+        read_quorum: Some(3),
+        ..RequestOptions::default()
+    };
+    let tag = trio.submit(2, get("k"), options);
+    let answer = trio.answer(tag).expect("answered").unwrap();
+    assert_eq!(value_of(answer), Some("new".to_owned()));
+    assert_eq!(trio.stored("k"), same("new"));
+    let hinted = trio.node(3).core.stats().hints_delivered;
+    assert_eq!(hinted, 0, "it was the read's doing");
+}
+
+#[test]
 fn deleted_and_expired_keys_read_as_absent_but_keep_their_version() {
     let mut trio = Trio::new();
     trio.put(1, "k", "v").unwrap();

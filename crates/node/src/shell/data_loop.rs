@@ -64,8 +64,16 @@ pub(super) struct DataLoopParts {
     pub(super) peers: mpsc::Receiver<AcceptedPeer>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
     pub(super) hello: transport::HelloMaker,
-    pub(super) stats: Arc<Mutex<CoreStats>>,
+    pub(super) health: Arc<Mutex<Health>>,
     pub(super) stop: watch::Receiver<bool>,
+}
+
+/// What the rest of the process may know of the core, at most a tick old.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Health {
+    pub(super) stats: CoreStats,
+    pub(super) usable_peers: usize,
+    pub(super) stopped: Option<String>,
 }
 
 /// A socket that is written to at the end of turns.
@@ -93,7 +101,7 @@ struct DataLoop {
     rearm: Notify,
     view: watch::Receiver<Arc<ClusterView>>,
     hello: transport::HelloMaker,
-    stats: Arc<Mutex<CoreStats>>,
+    health: Arc<Mutex<Health>>,
 }
 
 /// Runs the data thread until it is told to stop and has drained.
@@ -112,7 +120,7 @@ pub(super) async fn run(parts: DataLoopParts) -> std::io::Result<()> {
         rearm: Notify::new(),
         view: parts.view.clone(),
         hello: parts.hello,
-        stats: parts.stats,
+        health: parts.health,
     });
     parts.clients.set_nonblocking(true)?;
     let listener = TcpListener::from_std(parts.clients)?;
@@ -143,6 +151,15 @@ impl DataLoop {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
         number
+    }
+
+    fn publish_health(&self, core: &Core) {
+        let mut health = self.health.lock();
+        health.stats = core.stats();
+        health.usable_peers = core.usable_peers().len();
+        if health.stopped.is_none() {
+            health.stopped = core.stopped().map(str::to_owned);
+        }
     }
 
     fn schedule_flush(&self) {
@@ -401,7 +418,7 @@ async fn timer_task(shared: Rc<DataLoop>) {
         }
         let mut core = shared.core.borrow_mut();
         core.on_timer(clock::now());
-        *shared.stats.lock() = core.stats();
+        shared.publish_health(&core);
         drop(core);
         shared.schedule_flush();
     }

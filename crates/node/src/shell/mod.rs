@@ -41,7 +41,7 @@ use crate::core::{Core, CoreConfig, CoreStats};
 use crate::digest::{PartitionDigest, digest};
 use crate::front::Frontend;
 use crate::store_io::StoreIo;
-use data_loop::{AttachedStore, Call, DataLoopParts};
+use data_loop::{AttachedStore, Call, DataLoopParts, Health};
 
 /// Calls of other threads (HTTP) that wait for the data thread, at most.
 const CALLS_MAX: usize = 4_096;
@@ -106,7 +106,7 @@ pub struct NodeHandle {
     admin: mpsc::Sender<control_loop::AdminCall>,
     view: watch::Receiver<Arc<ClusterView>>,
     fatal: watch::Receiver<Option<String>>,
-    stats: Arc<Mutex<CoreStats>>,
+    health: Arc<Mutex<Health>>,
     reader: Arc<OnceLock<StoreReader>>,
 }
 
@@ -160,7 +160,7 @@ impl Node {
         let (admin_tx, admin) = mpsc::channel(ADMIN_CALLS_MAX);
         let (peers_tx, peers) = mpsc::channel(ACCEPTED_PEERS_MAX);
         let store_done = Arc::new(store_thread::DoneQueue::default());
-        let stats = Arc::new(Mutex::new(CoreStats::default()));
+        let health = Arc::new(Mutex::new(Health::default()));
         let (attach, attached) = oneshot::channel();
         let opener = StoreOpener {
             root: config.data_dir.clone(),
@@ -194,7 +194,7 @@ impl Node {
             peers,
             view: view.clone(),
             hello: hello.clone(),
-            stats: stats.clone(),
+            health: health.clone(),
             stop: stopped.clone(),
         };
         let control_parts = control_loop::ControlLoopParts {
@@ -215,7 +215,7 @@ impl Node {
             admin: admin_tx,
             view,
             fatal,
-            stats,
+            health,
             reader,
         };
         Ok(Node {
@@ -304,11 +304,20 @@ impl NodeHandle {
 
     /// Counters and gauges, at most a moment old.
     pub fn stats(&self) -> NodeStats {
-        let store = self.reader.get().map(StoreReader::stats);
         NodeStats {
-            core: *self.stats.lock(),
-            store,
+            core: self.health.lock().stats,
+            store: self.reader.get().map(StoreReader::stats),
         }
+    }
+
+    /// Why this node serves nothing any more, if so: its store has failed, or it is shutting down.
+    pub fn stopped(&self) -> Option<String> {
+        self.health.lock().stopped.clone()
+    }
+
+    /// Peers that can be asked now.
+    pub fn usable_peers(&self) -> usize {
+        self.health.lock().usable_peers
     }
 
     /// What this replica holds of each partition. Reads everything: for tests and people, not for

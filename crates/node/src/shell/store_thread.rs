@@ -22,9 +22,6 @@ const FLUSH_WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// The flusher looks for work at least this often.
 const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Pause between tries to flush to a full disk.
-const FULL_DISK_PAUSE: Duration = Duration::from_secs(1);
-
 /// Records merged as one group at the most: bounds how long the first of them waits.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -135,15 +132,13 @@ fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>,
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             },
-            // What is to be flushed stays in the log; there may be room later.
+            // What is to be flushed stays in the log, and reads go on. An engine that ran out of space
+            // takes no further run until it is opened anew, so neither does this loop.
             Err(StoreError::Full) => {
-                tracing::error!("the disk is full: writes are refused until there is room");
-                match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
-                    Ok(()) | Err(RecvTimeoutError::Timeout) => {
-                        std::thread::sleep(FULL_DISK_PAUSE);
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
+                return tracing::error!(
+                    "the disk is full: what is in the log stays there and is read from there; soon \
+                     writes will be refused. Make room, then restart this node"
+                );
             }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));

@@ -237,8 +237,9 @@ impl Database for FakeDatabase {
         Arc::clone(&self.state.lock().unwrap().view)
     }
 
-    fn is_open(&self) -> bool {
-        self.state.lock().unwrap().open
+    fn hindrance(&self) -> Option<String> {
+        let open = self.state.lock().unwrap().open;
+        (!open).then(|| "the store is being opened".to_owned())
     }
 
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {

@@ -31,8 +31,9 @@ pub trait Database: Send + Sync + 'static {
     /// What this node knows of the cluster now.
     fn view(&self) -> Arc<ClusterView>;
 
-    /// Whether the store is open: a node whose standing is good serves only then.
-    fn is_open(&self) -> bool;
+    /// Why a node whose standing is good does not serve all the same: its store is not open yet, or has
+    /// failed. None: it serves.
+    fn hindrance(&self) -> Option<String>;
 
     /// Gives birth to a cluster.
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>>;

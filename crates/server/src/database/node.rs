@@ -39,8 +39,10 @@ impl Database for RunningNode {
         self.handle.view()
     }
 
-    fn is_open(&self) -> bool {
-        self.handle.stats().store.is_some()
+    fn hindrance(&self) -> Option<String> {
+        let opening = || "the store is being opened".to_owned();
+        let is_open = self.handle.stats().store.is_some();
+        self.handle.stopped().or_else(|| (!is_open).then(opening))
     }
 
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {

@@ -48,7 +48,7 @@ pub(super) async fn health() -> &'static str {
 }
 
 pub(super) async fn ready(State(app): Shared) -> Response {
-    let (ready, reason) = readiness(&app.database.view(), app.database.is_open());
+    let (ready, reason) = readiness(&app.database.view(), app.database.hindrance());
     let status = match ready {
         true => StatusCode::OK,
         false => StatusCode::SERVICE_UNAVAILABLE,
@@ -57,33 +57,33 @@ pub(super) async fn ready(State(app): Shared) -> Response {
 }
 
 /// Whether the node serves as it should, and why (not), in words.
-fn readiness(view: &ClusterView, is_open: bool) -> (bool, String) {
-    match &view.standing {
-        Standing::Active | Standing::Waiting if !is_open => {
-            (false, "not ready: the store is being opened".to_owned())
+fn readiness(view: &ClusterView, hindrance: Option<String>) -> (bool, String) {
+    match (&view.standing, hindrance) {
+        (Standing::Active | Standing::Waiting, Some(reason)) => {
+            (false, format!("not ready: {reason}"))
         }
-        Standing::Active => (true, "ready".to_owned()),
-        Standing::Waiting => (
+        (Standing::Active, _) => (true, "ready".to_owned()),
+        (Standing::Waiting, _) => (
             true,
             "ready: coordinates requests, holds no data until a ring change takes it in".to_owned(),
         ),
-        Standing::Unborn => (
+        (Standing::Unborn, _) => (
             false,
             "not ready: not part of a cluster yet: run `mydatastore init` on one node, and check \
              the seeds of this one"
                 .to_owned(),
         ),
-        Standing::Joining => (
+        (Standing::Joining, _) => (
             false,
             "not ready: waiting for the cluster to acknowledge this start".to_owned(),
         ),
-        Standing::Refused(reason) => (false, format!("not ready: refused for good: {reason}")),
+        (Standing::Refused(reason), _) => (false, format!("not ready: refused for good: {reason}")),
     }
 }
 
 pub(super) async fn status(State(app): Shared) -> Response {
     let view = app.database.view();
-    let (ready, reason) = readiness(&view, app.database.is_open());
+    let (ready, reason) = readiness(&view, app.database.hindrance());
     let body = StatusBody {
         node: member(&view, view.me),
         standing: standing_word(&view.standing).to_owned(),

@@ -122,7 +122,9 @@ impl Process {
     }
 
     fn arm_control_timer(&mut self, env: &mut Env) {
-        let Some(deadline_ns) = self.control.control.next_deadline() else { return };
+        let Some(deadline_ns) = self.control.control.next_deadline() else {
+            return;
+        };
         let at_ns = self.clock.when(deadline_ns).max(env.now_ns);
         if at_ns < self.control.timer_ns || self.control.timer_ns <= env.now_ns {
             self.control.timer_ns = at_ns;

@@ -2,11 +2,12 @@
 //! turn everything that came of them out of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
 use mds_cluster::ClusterView;
+use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
 use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
 use mds_node::core::{Core, Direction, LinkId};
 use mds_node::store_io::read;
@@ -75,9 +76,14 @@ impl Process {
     /// A client's request.
     pub(crate) fn on_request(&mut self, from: Asker, request: Request, env: &mut Env) {
         self.data.next_call += 1;
-        let tag = Tag { front: FRONT_HTTP, id: self.data.next_call };
+        let tag = Tag {
+            front: FRONT_HTTP,
+            id: self.data.next_call,
+        };
         self.data.calls.insert(tag.id, from);
-        self.data.core.submit(self.clock.at(env.now_ns), request, tag);
+        self.data
+            .core
+            .submit(self.clock.at(env.now_ns), request, tag);
         self.schedule_end_of_turn(env);
     }
 
@@ -145,9 +151,9 @@ impl Process {
     pub(super) fn on_view(&mut self, view: Arc<ClusterView>, env: &mut Env) {
         self.data.view = view.clone();
         for &peer in view.members.keys().filter(|&&peer| peer != view.me) {
-            if !self.data.dials.contains_key(&peer) {
-                self.data.dials.insert(peer, Dial::default());
-                env.node_after(0, self.name(), NodeEvent::Dial(peer));
+            if let Entry::Vacant(place) = self.data.dials.entry(peer) {
+                place.insert(Dial::default());
+                env.node_after(0, (self.node, self.life), NodeEvent::Dial(peer));
             }
         }
         self.data.core.on_view(view);
@@ -158,8 +164,13 @@ impl Process {
 
     pub(super) fn dial(&mut self, peer: NodeId, env: &mut Env) {
         let view = &self.data.view;
-        let machine = view.info(peer).and_then(|info| env.machines.get(&info.peer_addr)).copied();
-        let Some(machine) = machine else { return self.redial(peer, env) };
+        let machine = view
+            .info(peer)
+            .and_then(|info| env.machines.get(&info.peer_addr))
+            .copied();
+        let Some(machine) = machine else {
+            return self.redial(peer, env);
+        };
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             cluster: view.cluster,
@@ -175,7 +186,11 @@ impl Process {
         self.data.dials.entry(peer).or_default().conn = Some(conn);
         let hello = Bytes::copy_from_slice(&hello.encode());
         env.send_part(conn, Side::Acceptor, Part::Hello(hello));
-        env.node_after(HANDSHAKE_TIMEOUT_NS, self.name(), NodeEvent::DialTimeout(conn));
+        env.node_after(
+            HANDSHAKE_TIMEOUT_NS,
+            self.name(),
+            NodeEvent::DialTimeout(conn),
+        );
     }
 
     fn redial(&mut self, peer: NodeId, env: &mut Env) {
@@ -195,7 +210,9 @@ impl Process {
 
     fn dialled_peer(&self, conn: ConnId) -> Option<NodeId> {
         let mut dials = self.data.dials.iter();
-        dials.find(|(_, dial)| dial.conn == Some(conn)).map(|(&peer, _)| peer)
+        dials
+            .find(|(_, dial)| dial.conn == Some(conn))
+            .map(|(&peer, _)| peer)
     }
 
     /// Somebody dialled this node. Says whether it is welcome, as the real check decides.
@@ -222,13 +239,10 @@ impl Process {
     }
 
     /// The other side has answered this node's hello.
-    pub(crate) fn on_answer(
-        &mut self,
-        conn: ConnId,
-        answer: Result<(), String>,
-        env: &mut Env,
-    ) {
-        let Some(peer) = self.dialled_peer(conn) else { return };
+    pub(crate) fn on_answer(&mut self, conn: ConnId, answer: Result<(), String>, env: &mut Env) {
+        let Some(peer) = self.dialled_peer(conn) else {
+            return;
+        };
         match answer {
             Ok(()) => {
                 if let Some(dial) = self.data.dials.get_mut(&peer) {
@@ -248,7 +262,10 @@ impl Process {
             Side::Dialler => Direction::Dialled,
             Side::Acceptor => Direction::Accepted,
         };
-        let link = self.data.core.on_link_open(self.clock.at(env.now_ns), peer, direction);
+        let link = self
+            .data
+            .core
+            .on_link_open(self.clock.at(env.now_ns), peer, direction);
         self.data.links.insert(link, (conn, side));
         self.data.inputs.insert(conn, (link, BytesMut::new()));
         self.schedule_end_of_turn(env);
@@ -256,7 +273,9 @@ impl Process {
 
     /// Bytes of a peer.
     pub(crate) fn on_bytes(&mut self, conn: ConnId, side: Side, bytes: &[u8], env: &mut Env) {
-        let Some((link, input)) = self.data.inputs.get_mut(&conn) else { return };
+        let Some((link, input)) = self.data.inputs.get_mut(&conn) else {
+            return;
+        };
         input.extend_from_slice(bytes);
         let now = self.clock.at(env.now_ns);
         if let Err(error) = self.data.core.on_link_bytes(now, *link, input) {
@@ -272,7 +291,9 @@ impl Process {
         env.network.leave(conn, side);
         if let Some((link, _)) = self.data.inputs.remove(&conn) {
             self.data.links.remove(&link);
-            self.data.core.on_link_closed(self.clock.at(env.now_ns), link);
+            self.data
+                .core
+                .on_link_closed(self.clock.at(env.now_ns), link);
             self.schedule_end_of_turn(env);
         }
         if let Some(peer) = self.dialled_peer(conn) {
@@ -281,10 +302,16 @@ impl Process {
     }
 
     fn write_link(&mut self, link: LinkId, env: &mut Env) {
-        let Some(&(conn, side)) = self.data.links.get(&link) else { return };
-        let Some(out) = self.data.core.link_output(link) else { return };
+        let Some(&(conn, side)) = self.data.links.get(&link) else {
+            return;
+        };
+        let Some(out) = self.data.core.link_output(link) else {
+            return;
+        };
         let to = side.other();
-        let Some(flow) = env.network.conn(conn).map(|conn| conn.flow_to(to)) else { return };
+        let Some(flow) = env.network.conn(conn).map(|conn| conn.flow_to(to)) else {
+            return;
+        };
         let room = SOCKET_BYTES.saturating_sub(flow.in_flight);
         let bytes = out.split_to(out.len().min(room)).freeze();
         flow.in_flight += bytes.len();

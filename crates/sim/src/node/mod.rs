@@ -50,8 +50,8 @@ pub(crate) struct Machine {
     /// Counts the starts of the node.
     pub(crate) life: u64,
     pub(crate) process: Option<Process>,
-    /// The process stands still until then.
-    pub(crate) paused_until_ns: u64,
+    /// While the process stands still: what its kernel has taken for it meanwhile.
+    pub(crate) held_back: Option<Vec<Event>>,
     /// How long the machine stays down when its power fails inside the disk.
     pub(crate) down_ns: u64,
     clock: Clock,
@@ -87,7 +87,7 @@ impl Machine {
             power: Power::On,
             life: 0,
             process: None,
-            paused_until_ns: 0,
+            held_back: None,
             down_ns: MILLISECOND_NS,
             clock: Clock::draw(&mut random),
             disk: FaultyDisk::new(random.bits()),
@@ -113,7 +113,6 @@ impl Machine {
     pub(crate) fn start(&mut self, env: &mut Env) -> Result<(), String> {
         self.power = Power::On;
         self.life += 1;
-        self.paused_until_ns = 0;
         let process = self.boot(env)?;
         env.line(|| format!("node {} starts for the {}. time", self.node + 1, self.life));
         let process = self.process.insert(process);
@@ -128,7 +127,9 @@ impl Machine {
         let directory =
             DataDir::open_or_create(disk.clone(), "memory", fresh).map_err(|e| text(&e))?;
         let boot = directory.next_boot().map_err(|e| text(&e))?;
-        let mark = datadir::read_hlc_mark(&*disk).map_err(|e| text(&e))?.unwrap_or_default();
+        let mark = datadir::read_hlc_mark(&*disk)
+            .map_err(|e| text(&e))?
+            .unwrap_or_default();
         let partitions = datadir::read_partition_count(&*disk).map_err(|e| text(&e))?;
         let incarnation = directory.identity().incarnation;
         let mono_ns = self.clock.at(env.now_ns).mono_ns;
@@ -187,6 +188,7 @@ impl Machine {
     pub(crate) fn lose_power(&mut self, env: &mut Env) {
         env.line(|| format!("node {} loses its power", self.node + 1));
         self.power = Power::Off;
+        self.held_back = None;
         if let Some(process) = self.process.take() {
             for (conn, side) in env.network.conns_of(self.node, process.life) {
                 env.network.leave(conn, side);
@@ -199,13 +201,21 @@ impl Machine {
     /// The process dies; the machine's kernel tidies up behind it.
     pub(crate) fn kill(&mut self, env: &mut Env) {
         env.line(|| format!("node {} is killed", self.node + 1));
-        let Some(process) = self.process.take() else { return };
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        self.held_back = None;
         for (conn, side) in env.network.conns_of(self.node, process.life) {
             env.send_part(conn, side.other(), Part::Reset);
             env.network.leave(conn, side);
         }
         for asker in process.data.askers() {
-            env.tell_client(asker.client, ClientEvent::Broken { attempt: asker.attempt });
+            env.tell_client(
+                asker.client,
+                ClientEvent::Broken {
+                    attempt: asker.attempt,
+                },
+            );
         }
         process.die(env);
         self.disk.process_crash();
@@ -265,7 +275,11 @@ impl Process {
     /// Counts what this start of the node came to do.
     pub(crate) fn tally(&self, env: &mut Env) {
         let core = self.data.core.stats();
-        let store = self.store.as_ref().map(|store| store.reader.stats()).unwrap_or_default();
+        let store = self
+            .store
+            .as_ref()
+            .map(|store| store.reader.stats())
+            .unwrap_or_default();
         for (name, times) in [
             ("read hedged", core.hedges),
             ("read found a difference", core.disagreements),

@@ -67,6 +67,9 @@ impl StoreLane {
             .map_err(|error| error.to_string())?;
         let mut io = StoreIo::new(disk, store, hints);
         let (reader, flusher) = (io.store().reader(), io.store().flusher());
+        // Merges that find the flusher behind let it go first.
+        let in_the_way = flusher.clone();
+        io.set_wait_for_flusher(Box::new(move || in_the_way.work().unwrap_or(false)));
         let lane = StoreLane {
             io,
             reader,
@@ -79,7 +82,13 @@ impl StoreLane {
             idle_seq: 0,
         };
         let records = lane.all_records()?;
-        env.line(|| format!("node {} has opened its store: {} records", node + 1, records.len()));
+        env.line(|| {
+            format!(
+                "node {} has opened its store: {} records",
+                node + 1,
+                records.len()
+            )
+        });
         for broken in env.watch.node_recovered(node, life, &records) {
             env.violated(broken.0, broken.1);
         }
@@ -121,7 +130,14 @@ impl Process {
         let written = mds_storage::datadir::write_partition_count(&self.disk, partitions);
         let opened = written.map_err(|error| error.to_string()).and_then(|()| {
             let name = (self.node, self.life);
-            StoreLane::open(&self.disk, &self.engine, self.incarnation, partitions, name, env)
+            StoreLane::open(
+                &self.disk,
+                &self.engine,
+                self.incarnation,
+                partitions,
+                name,
+                env,
+            )
         });
         match opened {
             _ if self.disk.is_stopped() => {}
@@ -162,7 +178,9 @@ impl Process {
         let name = self.name();
         let Some(lane) = &mut self.store else { return };
         lane.is_begin_due = false;
-        let Some(mut group) = lane.waiting.pop_front() else { return };
+        let Some(mut group) = lane.waiting.pop_front() else {
+            return;
+        };
         while group.merges.len() < GROUP_RECORDS_MAX
             && let Some(later) = lane.waiting.pop_front()
         {
@@ -175,8 +193,14 @@ impl Process {
 
     pub(super) fn store_finishes(&mut self, env: &mut Env) {
         let Some(lane) = &mut self.store else { return };
-        let Some(group) = lane.group.take() else { return };
-        let keys: Vec<Bytes> = group.merges.iter().map(|record| record.key.clone()).collect();
+        let Some(group) = lane.group.take() else {
+            return;
+        };
+        let keys: Vec<Bytes> = group
+            .merges
+            .iter()
+            .map(|record| record.key.clone())
+            .collect();
         let done = lane.io.execute(group);
         if self.disk.is_stopped() {
             return;
@@ -229,7 +253,11 @@ impl Process {
             return;
         }
         let (wall_ms, mono_ns) = (now.wall_ms(), now.mono_ns);
-        let done = lane.io.execute(StoreBatch { wall_ms, mono_ns, ..StoreBatch::default() });
+        let done = lane.io.execute(StoreBatch {
+            wall_ms,
+            mono_ns,
+            ..StoreBatch::default()
+        });
         if self.disk.is_stopped() {
             return;
         }
@@ -258,7 +286,10 @@ impl Process {
             }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));
-                let done = StoreDone { failed, ..StoreDone::default() };
+                let done = StoreDone {
+                    failed,
+                    ..StoreDone::default()
+                };
                 env.node_after(0, name, NodeEvent::StoreDone(done));
             }
         }
@@ -279,12 +310,17 @@ impl Process {
     /// # Errors
     /// If the store is not open or fails.
     pub(crate) fn all_records(&self) -> Result<Vec<Record>, String> {
-        self.store.as_ref().ok_or("its store is not open")?.all_records()
+        self.store
+            .as_ref()
+            .ok_or("its store is not open")?
+            .all_records()
     }
 
     /// Hints that wait on this node's disk.
     pub(crate) fn hints_waiting(&self) -> u64 {
         let lane = self.store.as_ref();
-        lane.map_or(0, |lane| lane.hints_pending().iter().map(|&(_, count)| count).sum())
+        lane.map_or(0, |lane| {
+            lane.hints_pending().iter().map(|&(_, count)| count).sum()
+        })
     }
 }

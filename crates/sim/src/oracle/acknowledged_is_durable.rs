@@ -15,13 +15,22 @@ const INVARIANT: &str = "no acknowledged write is lost";
 pub(super) fn check(replicas: &[Vec<Record>], history: &History) -> Vec<Broken> {
     let versions: Vec<BTreeMap<&Bytes, Version>> = replicas
         .iter()
-        .map(|records| records.iter().map(|record| (&record.key, record.version)).collect())
+        .map(|records| {
+            records
+                .iter()
+                .map(|record| (&record.key, record.version))
+                .collect()
+        })
         .collect();
     let mut broken = Vec::new();
     for (number, operation) in history.operations.iter().enumerate() {
-        let Ending::Written { version } = operation.ending else { continue };
+        let Ending::Written { version } = operation.ending else {
+            continue;
+        };
         let has = |replica: &&BTreeMap<&Bytes, Version>| {
-            replica.get(&operation.key).is_some_and(|&held| held >= version)
+            replica
+                .get(&operation.key)
+                .is_some_and(|&held| held >= version)
         };
         let holders = versions.iter().filter(has).count();
         if holders < usize::from(operation.write_quorum) {

@@ -12,12 +12,24 @@ const INVARIANT: &str = "what failed was not done";
 pub(super) fn check(replicas: &[Vec<Record>], history: &History) -> Vec<Broken> {
     let has_failed = |writer: &&Operation| writer.ending == Ending::Failed;
     let held = replicas.iter().flatten().filter_map(Record::value);
-    let read = history.operations.iter().filter_map(|operation| match &operation.ending {
-        Ending::Read { value, .. } => value.as_ref(),
-        _ => None,
-    });
-    let failed = held.chain(read).filter_map(|value| history.writer_of(value).filter(has_failed));
-    failed.map(|writer| (INVARIANT, format!("the effect of this was seen: {writer:?}"))).collect()
+    let read = history
+        .operations
+        .iter()
+        .filter_map(|operation| match &operation.ending {
+            Ending::Read { value, .. } => value.as_ref(),
+            _ => None,
+        });
+    let failed = held
+        .chain(read)
+        .filter_map(|value| history.writer_of(value).filter(has_failed));
+    failed
+        .map(|writer| {
+            (
+                INVARIANT,
+                format!("the effect of this was seen: {writer:?}"),
+            )
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -50,7 +50,9 @@ pub(crate) struct Watch {
 impl Watch {
     /// A record that a replica shows.
     pub(crate) fn visible(&mut self, node: usize, record: &Record) -> Option<Broken> {
-        self.versions.visible(node, record).or_else(|| self.records.visible(node, record))
+        self.versions
+            .visible(node, record)
+            .or_else(|| self.records.visible(node, record))
     }
 
     /// All that a replica shows when its store is opened.
@@ -61,7 +63,9 @@ impl Watch {
         records: &[Record],
     ) -> Vec<Broken> {
         let lost = self.versions.recovered(node, life, records);
-        lost.into_iter().chain(records.iter().filter_map(|r| self.visible(node, r))).collect()
+        lost.into_iter()
+            .chain(records.iter().filter_map(|r| self.visible(node, r)))
+            .collect()
     }
 }
 

@@ -16,14 +16,21 @@ const INVARIANT: &str = "quorum reads never go back";
 pub(super) fn check(history: &History, n: u8) -> Vec<Broken> {
     let mut by_key: BTreeMap<&Bytes, Vec<(usize, &Operation)>> = BTreeMap::new();
     for (number, operation) in history.operations.iter().enumerate() {
-        by_key.entry(&operation.key).or_default().push((number, operation));
+        by_key
+            .entry(&operation.key)
+            .or_default()
+            .push((number, operation));
     }
     let mut broken = Vec::new();
     for operations in by_key.values() {
         for &(later_number, later) in operations {
-            let Ending::Read { version: seen, .. } = later.ending else { continue };
+            let Ending::Read { version: seen, .. } = later.ending else {
+                continue;
+            };
             let before = operations.iter().filter_map(|&(number, earlier)| {
-                let Ending::Read { version, .. } = earlier.ending else { return None };
+                let Ending::Read { version, .. } = earlier.ending else {
+                    return None;
+                };
                 let is_before = earlier.returned_ns? < later.invoked_ns;
                 let holders = earlier.read_quorum.min(earlier.write_quorum);
                 (is_before && holders + later.read_quorum > n).then_some((version, number))

@@ -21,8 +21,10 @@ pub(super) struct OneRecordPerVersion {
 impl OneRecordPerVersion {
     pub(super) fn visible(&mut self, node: usize, record: &Record) -> Option<Broken> {
         let named = (record.key.clone(), record.version);
-        let (first_node, first) =
-            self.first.entry(named).or_insert_with(|| (node, record.clone()));
+        let (first_node, first) = self
+            .first
+            .entry(named)
+            .or_insert_with(|| (node, record.clone()));
         let detail = || {
             format!(
                 "node {} holds {}, node {} holds {}",
@@ -37,7 +39,13 @@ impl OneRecordPerVersion {
 }
 
 fn describe(record: &Record) -> String {
-    let Record { key, version, epoch, expires_at_ms, .. } = record;
+    let Record {
+        key,
+        version,
+        epoch,
+        expires_at_ms,
+        ..
+    } = record;
     let bytes = record.value().map(Bytes::len);
     format!("{key:?} {version} of epoch {epoch}, expiry {expires_at_ms:?}, value bytes {bytes:?}")
 }
@@ -54,7 +62,10 @@ mod tests {
         let mut watch = OneRecordPerVersion::default();
         assert_eq!(watch.visible(0, &record(1, 5)), None);
         assert_eq!(watch.visible(1, &record(1, 5)), None);
-        let other = Record { epoch: Epoch(9), ..record(1, 5) };
+        let other = Record {
+            epoch: Epoch(9),
+            ..record(1, 5)
+        };
         assert!(watch.visible(2, &other).is_some());
     }
 }

@@ -17,12 +17,17 @@ const INVARIANT: &str = "a quorum read sees what was acknowledged before";
 pub(super) fn check(history: &History, n: u8) -> Vec<Broken> {
     let mut by_key: BTreeMap<&Bytes, Vec<(usize, &Operation)>> = BTreeMap::new();
     for (number, operation) in history.operations.iter().enumerate() {
-        by_key.entry(&operation.key).or_default().push((number, operation));
+        by_key
+            .entry(&operation.key)
+            .or_default()
+            .push((number, operation));
     }
     let mut broken = Vec::new();
     for operations in by_key.values() {
         for &(read_number, read) in operations {
-            let Ending::Read { version: seen, .. } = read.ending else { continue };
+            let Ending::Read { version: seen, .. } = read.ending else {
+                continue;
+            };
             let before = operations.iter().filter_map(|&(number, write)| {
                 let version = acknowledged_before(write, read, n)?;
                 Some((version, number))
@@ -43,7 +48,9 @@ pub(super) fn check(history: &History, n: u8) -> Vec<Broken> {
 }
 
 fn acknowledged_before(write: &Operation, read: &Operation, n: u8) -> Option<Version> {
-    let Ending::Written { version } = write.ending else { return None };
+    let Ending::Written { version } = write.ending else {
+        return None;
+    };
     let is_before = write.returned_ns? < read.invoked_ns;
     (is_before && write.write_quorum + read.read_quorum > n).then_some(version)
 }

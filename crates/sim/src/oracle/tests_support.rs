@@ -11,7 +11,10 @@ pub(super) fn key(number: u64) -> Bytes {
 }
 
 pub(super) fn version(hlc: u64) -> Version {
-    Version { hlc: Hlc(hlc), node: NodeId(1) }
+    Version {
+        hlc: Hlc(hlc),
+        node: NodeId(1),
+    }
 }
 
 pub(super) fn record(key_number: u64, hlc: u64) -> Record {
@@ -48,14 +51,30 @@ fn operation(history: &mut History, key_number: u64, kind: Kind, (r, w): (u8, u8
 pub(super) fn put(history: &mut History, key: u64, w: u8, version: Option<Version>) -> Bytes {
     let value = history.next_value(&mut Random::new(0));
     let ending = version.map_or(Ending::Unknown, |version| Ending::Written { version });
-    operation(history, key, Kind::Put { value: value.clone() }, (2, w), ending);
+    operation(
+        history,
+        key,
+        Kind::Put {
+            value: value.clone(),
+        },
+        (2, w),
+        ending,
+    );
     value
 }
 
 /// A write that failed. Returns the value.
 pub(super) fn fail(history: &mut History, key: u64) -> Bytes {
     let value = history.next_value(&mut Random::new(0));
-    operation(history, key, Kind::Put { value: value.clone() }, (2, 2), Ending::Failed);
+    operation(
+        history,
+        key,
+        Kind::Put {
+            value: value.clone(),
+        },
+        (2, 2),
+        Ending::Failed,
+    );
     value
 }
 

@@ -19,7 +19,10 @@ pub(super) struct VersionsGrow {
 impl VersionsGrow {
     /// A record that a replica shows.
     pub(super) fn visible(&mut self, node: usize, record: &Record) -> Option<Broken> {
-        let shown = self.shown.entry((node, record.key.clone())).or_insert(record.version);
+        let shown = self
+            .shown
+            .entry((node, record.key.clone()))
+            .or_insert(record.version);
         if record.version < *shown {
             let (key, is, was) = (&record.key, record.version, *shown);
             let detail = format!("node {} shows {key:?} at {is}, after {was}", node + 1);
@@ -31,10 +34,15 @@ impl VersionsGrow {
 
     /// All records that a replica shows when it is started again.
     pub(super) fn recovered(&self, node: usize, life: u64, records: &[Record]) -> Vec<Broken> {
-        let held: BTreeMap<&Bytes, Version> =
-            records.iter().map(|record| (&record.key, record.version)).collect();
+        let held: BTreeMap<&Bytes, Version> = records
+            .iter()
+            .map(|record| (&record.key, record.version))
+            .collect();
         let mut lost = Vec::new();
-        for ((_, key), was) in self.shown.range((node, Bytes::new())..(node + 1, Bytes::new())) {
+        for ((_, key), was) in self
+            .shown
+            .range((node, Bytes::new())..(node + 1, Bytes::new()))
+        {
             let is = held.get(key).copied();
             if is < Some(*was) {
                 let node = node + 1;
