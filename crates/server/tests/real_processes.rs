@@ -4,6 +4,8 @@
 //! Each test starts a lab of its own on its own ports. They run one after the other: three nodes and a
 //! writer at full speed are enough for a small machine. `MDS_CHAOS_SECONDS` makes the long ones longer.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "cluster/client.rs"]
 mod client;
 #[path = "cluster/lab.rs"]

@@ -278,18 +278,29 @@ fn report_end(dir: &LabDir, node: u32, pid: i32) -> Result<(), Failure> {
 
 /// Stops all nodes, whoever started them.
 fn stop(dir: &LabDir, settings: &Settings) -> Result<(), Failure> {
-    let running = State::change(dir, |state| {
+    let running_in = |state: &State| -> Vec<(u32, Process)> {
         let nodes = 1..=settings.nodes;
-        let running: Vec<(u32, Process)> = nodes
+        nodes
             .filter_map(|node| Some((node, state.process(dir, node)?)))
-            .collect();
+            .collect()
+    };
+    let noted = State::change(dir, |state| {
+        let running = running_in(state);
         for (node, _) in &running {
             if let Some(entry) = state.node_mut(*node) {
                 entry.asked = Asked::Stop;
             }
         }
         running
-    })?;
+    });
+    let running = match noted {
+        Ok(running) => running,
+        // A full disk, say, is no reason to leave the nodes running without a supervisor.
+        Err(failure) => match State::read(dir)? {
+            Some(state) => running_in(&state),
+            None => return Err(failure),
+        },
+    };
     if !running.is_empty() {
         output::line(format!(
             "stopping {} nodes; their data is kept",
