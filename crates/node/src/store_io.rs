@@ -39,6 +39,8 @@ pub struct Ticket {
     pub reply_to: ReplyTo,
     /// The asker's number.
     pub id: u64,
+    /// Bytes of the record that it has in the store's hands.
+    pub bytes: usize,
 }
 
 /// Where a replica's answer goes.

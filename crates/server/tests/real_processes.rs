@@ -161,7 +161,7 @@ fn check_all(lab: &Lab, node: usize, acked: &BTreeMap<String, String>) {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nobody_waits_when_nodes_are_killed() {
-    let lab = Lab::start("kill", 3000);
+    let lab = Lab::start("kill", 13000);
     let load = Load::start(&lab);
     load.wait_for(500);
     let began = Instant::now();
@@ -188,7 +188,7 @@ fn nothing_acknowledged_is_lost_and_nobody_waits_when_nodes_are_killed() {
 
 #[test]
 fn with_two_of_three_dead_requests_fail_fast_with_numbers_and_work_again_after_a_restart() {
-    let lab = Lab::start("two-dead", 3010);
+    let lab = Lab::start("two-dead", 13010);
     let mut client = Client::connect(lab.resp_port(1)).unwrap();
     assert_eq!(client.call(&["SET", "k", "v"]).unwrap(), "+OK");
     lab.act("kill-node", 2);
@@ -221,7 +221,7 @@ fn with_two_of_three_dead_requests_fail_fast_with_numbers_and_work_again_after_a
 
 #[test]
 fn a_stopped_process_harms_nobody_and_catches_up_when_it_goes_on() {
-    let lab = Lab::start("pause", 3020);
+    let lab = Lab::start("pause", 13020);
     let load = Load::start(&lab);
     load.wait_for(300);
     load.set_up(3, false);
@@ -241,7 +241,7 @@ fn a_stopped_process_harms_nobody_and_catches_up_when_it_goes_on() {
 
 #[test]
 fn a_wiped_node_is_a_new_one_that_waits_and_answers_nothing_from_emptiness() {
-    let lab = Lab::start("wipe", 3030);
+    let lab = Lab::start("wipe", 13030);
     let mut client = Client::connect(lab.resp_port(1)).unwrap();
     for number in 0..50 {
         assert_eq!(
@@ -283,7 +283,7 @@ fn a_wiped_node_is_a_new_one_that_waits_and_answers_nothing_from_emptiness() {
 
 #[test]
 fn hostile_input_gets_an_error_and_harms_nobody() {
-    let lab = Lab::start("hostile", 3040);
+    let lab = Lab::start("hostile", 13040);
     let mut client = Client::connect(lab.resp_port(1)).unwrap();
     assert_eq!(client.call(&["SET", "k", "v"]).unwrap(), "+OK");
 
@@ -349,7 +349,7 @@ fn hostile_input_gets_an_error_and_harms_nobody() {
 
 #[test]
 fn a_full_cycle_of_stop_and_start_keeps_everything_and_sigterm_ends_a_node_in_time() {
-    let lab = Lab::start("cycle", 3050);
+    let lab = Lab::start("cycle", 13050);
     let mut client = Client::connect(lab.resp_port(2)).unwrap();
     for number in 0..200 {
         let (key, value) = (format!("k{number}"), "x".repeat(number * 50));
@@ -364,7 +364,7 @@ fn a_full_cycle_of_stop_and_start_keeps_everything_and_sigterm_ends_a_node_in_ti
     lab.act("start-node", 2);
     lab.wait_ready(2);
     let dir = lab.stop_and_keep();
-    let lab = Lab::resume(dir, 3050);
+    let lab = Lab::resume(dir, 13050);
     let mut client = Client::connect(lab.resp_port(3)).unwrap();
     for number in 0..200 {
         let value = "x".repeat(number * 50);
@@ -375,7 +375,7 @@ fn a_full_cycle_of_stop_and_start_keeps_everything_and_sigterm_ends_a_node_in_ti
 
 #[test]
 fn the_command_line_talks_to_a_cluster() {
-    let lab = Lab::start("cli", 3060);
+    let lab = Lab::start("cli", 13060);
     let node = format!("127.0.0.1:{}", lab.http_port(2));
     let run = |args: &[&str]| mydatastore(&[args, &["--node", &node]].concat());
     assert_eq!(run(&["put", "greeting", "hello"]).0, 0);

@@ -295,9 +295,8 @@ impl Core {
             self.refuse_unstamped(now, u64::MAX);
         }
         self.store_backlog = self.store_backlog.saturating_sub(done.merges.len());
-        if self.store_backlog == 0 {
-            self.store_backlog_bytes = 0;
-        }
+        let bytes: usize = done.merges.iter().map(|(ticket, _)| ticket.bytes).sum();
+        self.store_backlog_bytes = self.store_backlog_bytes.saturating_sub(bytes);
         self.on_merged(now, done.merges);
         self.stats.hints_stored += done.hints_stored;
         self.stats.hints_dropped += done.hints_dropped;

@@ -97,12 +97,20 @@ impl Core {
             };
             return self.answer(now, reply_to, id, reply);
         }
-        let ticket = Ticket { reply_to, id };
+        let bytes = match &request {
+            ReplicaRequest::Put { record } => record.encoded_len(),
+            _ => 0,
+        };
+        let ticket = Ticket {
+            reply_to,
+            id,
+            bytes,
+        };
         let query = match request {
             ReplicaRequest::Put { record } => {
                 self.stats.replica_puts += 1;
                 self.store_backlog += 1;
-                self.store_backlog_bytes += record.encoded_len();
+                self.store_backlog_bytes += bytes;
                 self.batch.tickets.push(ticket);
                 self.batch.merges.push(record);
                 return;

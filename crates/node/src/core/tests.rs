@@ -772,6 +772,30 @@ fn too_many_requests_are_shed_with_a_word() {
 }
 
 #[test]
+fn what_the_store_has_done_no_longer_counts_as_its_backlog() {
+    let mut trio = Trio::new();
+    trio.put(1, "warm", "up").unwrap();
+    // Two batches overlap, so that the backlog is never empty in between.
+    trio.node(2).is_store_slow = true;
+    trio.put(1, "a", "1").unwrap();
+    let first = trio.node(2).core.take_batch().unwrap();
+    trio.put(1, "b", "2").unwrap();
+    let now = trio.now;
+    let TestNode { core, io, .. } = trio.node(2);
+    let before = core.store_backlog_bytes;
+    let done = io.execute(first);
+    core.on_store_done(now, done);
+    assert_eq!(
+        (core.store_backlog, core.store_backlog_bytes),
+        (1, before / 2)
+    );
+    trio.node(2).is_store_slow = false;
+    trio.run();
+    let core = &trio.node(2).core;
+    assert_eq!((core.store_backlog, core.store_backlog_bytes), (0, 0));
+}
+
+#[test]
 fn a_read_that_is_never_answered_times_out_with_numbers() {
     let mut trio = Trio::new();
     trio.put(1, "k", "v").unwrap();

@@ -30,6 +30,9 @@ use crate::store_io::{StoreBatch, read};
 /// Bytes asked of a socket at a time.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Replies that a client does not take, at most; beyond, its connection is closed.
+const CLIENT_BACKLOG_BYTES_MAX: usize = 256 * 1024 * 1024;
+
 /// A stopping node waits this long for what is in flight.
 const DRAIN_MAX: std::time::Duration = std::time::Duration::from_millis(2_500);
 
@@ -241,7 +244,11 @@ impl DataLoop {
             let again = self.clone();
             write_out(outlet, backlog, move || again.write_client(conn));
             front.set_backlog(conn, backlog.len());
-            if front.wants_close(conn) && backlog.is_empty() {
+            let is_stuck = backlog.len() > CLIENT_BACKLOG_BYTES_MAX;
+            if is_stuck {
+                tracing::warn!(conn, "closing a client that does not take its replies");
+            }
+            if is_stuck || (front.wants_close(conn) && backlog.is_empty()) {
                 outlet.is_closing.set(true);
             }
             outlet.wake.notify_one();
