@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_types::{PartitionId, Record, Version};
+use mds_types::{DecodeError, Epoch, PartitionId, Record, Version};
 
 /// The time, as a turn sees it. Both clocks are arguments, never read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,12 +98,43 @@ pub struct RequestOptions {
     pub timeout_ms: Option<u32>,
     /// The greatest version the client has seen: its writes get a later stamp.
     pub seen: Option<Version>,
-    /// The very version this write had when it was first sent: a retry that is the same write,
+    /// The very stamp this write had when it was first sent: a retry that is the same write,
     /// through any coordinator.
-    pub stamp: Option<Version>,
+    pub stamp: Option<Stamp>,
     /// A client's own name for this write, hashed: a retry through the *same* coordinator is the same
     /// write while the coordinator remembers it.
     pub request_id: Option<u128>,
+}
+
+/// What a write is stamped with, once: the retry token. A retry carries both parts, because the same
+/// version with another epoch would be another record, which merging could never tell from the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// Who wrote, when.
+    pub version: Version,
+    /// The epoch that the first coordinator saw.
+    pub epoch: Epoch,
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{:x}", self.version, self.epoch.0)
+    }
+}
+
+impl std::str::FromStr for Stamp {
+    type Err = DecodeError;
+
+    /// Reads the form that `Display` writes: the token clients carry.
+    fn from_str(text: &str) -> Result<Stamp, DecodeError> {
+        let malformed = DecodeError::Malformed("retry token");
+        let (version, epoch) = text.rsplit_once('-').ok_or(malformed)?;
+        let epoch = u64::from_str_radix(epoch, 16).map_err(|_| malformed)?;
+        Ok(Stamp {
+            version: version.parse()?,
+            epoch: Epoch(epoch),
+        })
+    }
 }
 
 /// What a request came to.
@@ -178,8 +209,8 @@ pub enum RequestError {
         got: u8,
         /// N.
         of: u8,
-        /// The version the write carries: the retry token.
-        version: Version,
+        /// What the write carries: the retry token.
+        stamp: Stamp,
     },
     /// A read did not get its quorum in time.
     #[error("timed out: needed {needed}, got {got} of {of}")]

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mds_node::api::{Op, Outcome, Request, RequestError, RequestOptions};
+use mds_node::api::{Op, Outcome, Request, RequestError, RequestOptions, Stamp};
 use mds_types::{ClusterConfig, Version};
 
 use crate::env::Env;
@@ -57,8 +57,8 @@ struct Attempt {
     operation: usize,
     node: usize,
     tries: u32,
-    /// The version that an earlier try was told.
-    stamp: Option<Version>,
+    /// The stamp that an earlier try was told.
+    stamp: Option<Stamp>,
     /// An earlier try may have had an effect.
     may_be_done: bool,
 }
@@ -68,8 +68,8 @@ enum Heard {
     Ended(Ending),
     /// Nothing was done.
     Refused,
-    /// Nobody knows; perhaps the version is known.
-    Unknown(Option<Version>),
+    /// Nobody knows; perhaps the stamp is known.
+    Unknown(Option<Stamp>),
     /// The database says that the client is wrong, which it is not.
     Wrong(String),
 }
@@ -318,9 +318,9 @@ impl Clients {
             Heard::Refused | Heard::Unknown(_) if is_read => Ending::Failed,
             Heard::Refused | Heard::Unknown(_) => {
                 let is_same_node = match heard {
-                    Heard::Unknown(version) => {
+                    Heard::Unknown(stamp) => {
                         attempt.may_be_done = true;
-                        attempt.stamp = attempt.stamp.or(version);
+                        attempt.stamp = attempt.stamp.or(stamp);
                         attempt.stamp.is_none()
                     }
                     // Nothing was done this time; before, perhaps.
@@ -430,7 +430,7 @@ fn heard(result: Result<Outcome, RequestError>) -> Heard {
         Ok(Outcome::Read { version, value, .. }) => Heard::Ended(Ending::Read { version, value }),
         Ok(Outcome::Written { version, .. }) => Heard::Ended(Ending::Written { version }),
         Ok(other) => Heard::Wrong(format!("answered by {other:?}")),
-        Err(RequestError::Unknown { version, .. }) => Heard::Unknown(Some(version)),
+        Err(RequestError::Unknown { stamp, .. }) => Heard::Unknown(Some(stamp)),
         Err(
             RequestError::Unavailable { .. }
             | RequestError::Overloaded(_)

@@ -13,7 +13,7 @@ use mds_storage::store::{Store, StoreOptions};
 use mds_types::{ClusterId, IncarnationId, MemberInfo, TopologyMember, Version};
 
 use super::*;
-use crate::api::{FRONT_HTTP, RequestOptions};
+use crate::api::{FRONT_HTTP, RequestOptions, Stamp};
 use crate::store_io::{StoreIo, read};
 
 const START_US: u64 = 1_800_000_000_000_000;
@@ -442,7 +442,7 @@ fn a_write_whose_acknowledgements_are_lost_is_unknown_and_its_retry_is_the_same_
         needed: 2,
         got: 1,
         of: 3,
-        version,
+        stamp,
     })) = trio.answer(tag)
     else {
         panic!("neither written nor undone");
@@ -450,16 +450,26 @@ fn a_write_whose_acknowledgements_are_lost_is_unknown_and_its_retry_is_the_same_
     trio.frozen.clear();
     trio.revive(2);
     trio.revive(3);
+    // The cluster has moved on meanwhile; the write has not.
+    for number in 1..=3 {
+        let mut view = (*view_of(id(number))).clone();
+        view.epoch = Epoch(2);
+        trio.node(number).core.on_view(Arc::new(view));
+    }
     let options = RequestOptions {
-        stamp: Some(version),
+        stamp: Some(stamp),
         ..RequestOptions::default()
     };
     let tag = trio.submit(2, put("k", "v"), options);
     let Some(Ok(Outcome::Written { version: again, .. })) = trio.answer(tag) else {
         panic!("the retry succeeds, through another coordinator");
     };
-    assert_eq!(again, version);
+    assert_eq!(again, stamp.version);
     assert_eq!(trio.stored("k"), same("v"));
+    for number in 1..=3 {
+        let reader = trio.node(number).io.store().reader();
+        assert_eq!(reader.get(b"k").unwrap().unwrap().epoch, stamp.epoch);
+    }
 }
 
 #[test]
@@ -639,7 +649,10 @@ fn a_stamp_from_the_far_future_is_refused_everywhere() {
     };
     for options in [
         RequestOptions {
-            stamp: Some(silly),
+            stamp: Some(Stamp {
+                version: silly,
+                epoch: Epoch(1),
+            }),
             ..RequestOptions::default()
         },
         RequestOptions {

@@ -24,7 +24,7 @@ use mds_types::{Body, HlcError, NodeId, Record, Version};
 
 use super::replica::ReplicaRequest;
 use super::{Core, OpKind, Pending, Replicas};
-use crate::api::{Now, Op, Outcome, Request, RequestError, RequestOptions, Tag};
+use crate::api::{Now, Op, Outcome, Request, RequestError, RequestOptions, Stamp, Tag};
 use crate::wire::{Message, Purpose, Put, Status};
 
 /// Request ids remembered, so that a retry through this node is the same write. The oldest go first.
@@ -49,17 +49,17 @@ pub(super) struct WriteOp {
 /// Writes by the names that clients gave them.
 #[derive(Debug, Default)]
 pub(super) struct RequestIds {
-    stamps: BTreeMap<u128, (Version, Option<u64>)>,
+    stamps: BTreeMap<u128, (Stamp, Option<u64>)>,
     order: VecDeque<u128>,
 }
 
 impl RequestIds {
-    fn get(&self, id: u128) -> Option<(Version, Option<u64>)> {
+    fn get(&self, id: u128) -> Option<(Stamp, Option<u64>)> {
         self.stamps.get(&id).copied()
     }
 
-    fn insert(&mut self, id: u128, version: Version, expires_at_ms: Option<u64>) {
-        if self.stamps.insert(id, (version, expires_at_ms)).is_none() {
+    fn insert(&mut self, id: u128, stamp: Stamp, expires_at_ms: Option<u64>) {
+        if self.stamps.insert(id, (stamp, expires_at_ms)).is_none() {
             self.order.push_back(id);
         }
         if self.order.len() > REQUEST_IDS_MAX
@@ -118,13 +118,12 @@ impl Core {
             Ok((replicas, quorum, stamp))
         });
         match stamped {
-            Ok((replicas, quorum, Some((version, expires_at_ms)))) => {
+            Ok((replicas, quorum, Some((stamp, expires_at_ms)))) => {
                 let body = value.map_or(Body::Tombstone, |value| Body::Value(value.clone()));
-                let epoch = self.epoch();
                 let record = Record {
                     key: key.clone(),
-                    version,
-                    epoch,
+                    version: stamp.version,
+                    epoch: stamp.epoch,
                     expires_at_ms,
                     body,
                 };
@@ -202,10 +201,10 @@ impl Core {
         now: Now,
         options: &RequestOptions,
         expires_at_ms: Option<u64>,
-    ) -> Result<Option<(Version, Option<u64>)>, RequestError> {
-        if let Some(version) = options.stamp {
-            self.observe_client(now, version)?;
-            return Ok(Some((version, expires_at_ms)));
+    ) -> Result<Option<(Stamp, Option<u64>)>, RequestError> {
+        if let Some(stamp) = options.stamp {
+            self.observe_client(now, stamp.version)?;
+            return Ok(Some((stamp, expires_at_ms)));
         }
         if let Some(before) = options.request_id.and_then(|id| self.request_ids.get(id)) {
             return Ok(Some(before));
@@ -218,14 +217,17 @@ impl Core {
         }
         match self.clock.now(now.wall_us) {
             Ok(hlc) => {
-                let version = Version {
-                    hlc,
-                    node: self.view.me,
+                let stamp = Stamp {
+                    version: Version {
+                        hlc,
+                        node: self.view.me,
+                    },
+                    epoch: self.epoch(),
                 };
                 if let Some(id) = options.request_id {
-                    self.request_ids.insert(id, version, expires_at_ms);
+                    self.request_ids.insert(id, stamp, expires_at_ms);
                 }
-                Ok(Some((version, expires_at_ms)))
+                Ok(Some((stamp, expires_at_ms)))
             }
             Err(HlcError::MarkExhausted) => Ok(None),
             Err(error @ HlcError::TooFarAhead { .. }) => {
@@ -350,12 +352,15 @@ impl Core {
                     // All that is left to wait for are answers that decide "undone" or "unknown".
                     None
                 } else {
-                    let version = op.record.version;
+                    let stamp = Stamp {
+                        version: op.record.version,
+                        epoch: op.record.epoch,
+                    };
                     Some(Err(RequestError::Unknown {
                         needed,
                         got,
                         of,
-                        version,
+                        stamp,
                     }))
                 }
             }

@@ -148,7 +148,8 @@ impl State {
             hlc: Hlc::from_physical_us(self.writes),
             node: NodeId(1),
         };
-        let version = request.options.stamp.unwrap_or(stamped);
+        let stamp = request.options.stamp;
+        let version = stamp.map_or(stamped, |stamp| stamp.version);
         let record = Record {
             key: key.clone(),
             version,

@@ -21,7 +21,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use mds_node::api::{Op, Outcome, RequestError, RequestOptions};
+use mds_node::api::{Op, Outcome, RequestError, RequestOptions, Stamp};
 use mds_types::Version;
 use mds_types::limits::{KEY_BYTES_MAX, REPLICAS_MAX};
 use tokio::sync::SemaphorePermit;
@@ -138,8 +138,8 @@ fn written(outcome: Result<Outcome, AskError>) -> Response {
         Ok(_) => reply::wrong_outcome(),
         Err(error) => {
             let mut response = reply::refused(&error);
-            if let AskError::Request(RequestError::Unknown { version, .. }) = error {
-                put_version(response.headers_mut(), version);
+            if let AskError::Request(RequestError::Unknown { stamp, .. }) = error {
+                put_version(response.headers_mut(), stamp.version);
             }
             response
         }
@@ -227,6 +227,13 @@ fn version_token(text: &str) -> Option<Version> {
     (version.to_string() == text).then_some(version)
 }
 
+/// A retry token as this node would write it.
+fn retry_token(text: &str) -> Option<Stamp> {
+    let text = text.trim_matches('"');
+    let stamp: Stamp = text.parse().ok()?;
+    (stamp.to_string() == text).then_some(stamp)
+}
+
 /// Makes a retry the same write.
 fn identify(headers: &HeaderMap, options: &mut RequestOptions) -> Result<(), Refusal> {
     let Some(value) = headers.get(&IDEMPOTENCY_KEY) else {
@@ -235,8 +242,8 @@ fn identify(headers: &HeaderMap, options: &mut RequestOptions) -> Result<(), Ref
     if value.is_empty() {
         return Err(bad_request("Idempotency-Key is empty"));
     }
-    match value.to_str().ok().and_then(version_token) {
-        Some(version) => options.stamp = Some(version),
+    match value.to_str().ok().and_then(retry_token) {
+        Some(stamp) => options.stamp = Some(stamp),
         None => options.request_id = Some(xxh3_128(value.as_bytes())),
     }
     Ok(())

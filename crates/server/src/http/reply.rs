@@ -81,8 +81,8 @@ pub(super) fn refused(error: &AskError) -> Response {
     {
         (body.needed, body.got, body.of) = (Some(*needed), Some(*got), Some(*of));
     }
-    if let AskError::Request(RequestError::Unknown { version, .. }) = error {
-        body.retry_token = Some(version.to_string());
+    if let AskError::Request(RequestError::Unknown { stamp, .. }) = error {
+        body.retry_token = Some(stamp.to_string());
     }
     let mut response = json(status_of(error), &body);
     if overloaded {

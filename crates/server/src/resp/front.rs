@@ -307,9 +307,8 @@ fn submit(
 fn version_of(result: &Result<Outcome, RequestError>) -> Option<mds_types::Version> {
     match result {
         Ok(Outcome::Read { version, .. }) => *version,
-        Ok(Outcome::Written { version, .. }) | Err(RequestError::Unknown { version, .. }) => {
-            Some(*version)
-        }
+        Ok(Outcome::Written { version, .. }) => Some(*version),
+        Err(RequestError::Unknown { stamp, .. }) => Some(stamp.version),
         _ => None,
     }
 }

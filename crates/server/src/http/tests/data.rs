@@ -43,13 +43,13 @@ fn options_reach_the_database() {
     served.call(
         "PUT",
         "/v1/kv/a?w=3&timeout_ms=77&expires_at_ms=4102444800000",
-        &[("Idempotency-Key", TOKEN), ("X-MDS-Seen", TOKEN)],
+        &[("Idempotency-Key", RETRY_TOKEN), ("X-MDS-Seen", TOKEN)],
         b"v",
     );
     let asked = served.database.last_asked();
     assert_eq!(asked.options.write_quorum, Some(3));
     assert_eq!(asked.options.timeout_ms, Some(77));
-    assert_eq!(asked.options.stamp, Some(token()));
+    assert_eq!(asked.options.stamp, Some(stamp()));
     assert_eq!(asked.options.seen, Some(token()));
     assert_eq!(asked.options.request_id, None);
     assert!(matches!(
@@ -117,7 +117,7 @@ fn mistakes_are_400_and_never_reach_the_database() {
         (
             "PUT",
             "/v1/kv/a?ttl_ms=1",
-            &[("Idempotency-Key", TOKEN)],
+            &[("Idempotency-Key", RETRY_TOKEN)],
             "expires_at_ms",
         ),
         (
@@ -162,7 +162,7 @@ fn failures_say_what_a_client_may_do() {
         needed: 2,
         got: 1,
         of: 3,
-        version: token(),
+        stamp: stamp(),
     };
     let (needed, got, of) = (2, 1, 3);
     for (error, status, body) in [
@@ -180,7 +180,7 @@ fn failures_say_what_a_client_may_do() {
             unknown,
             504,
             json!({"error": "outcome unknown: needed 2, got 1 of 3", "needed": 2, "got": 1,
-                   "of": 3, "retry_token": TOKEN}),
+                   "of": 3, "retry_token": RETRY_TOKEN}),
         ),
         (
             RequestError::NotReady("joining".to_owned()),

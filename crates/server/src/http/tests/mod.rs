@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mds_cluster::Standing;
-use mds_node::api::{Op, RequestError};
-use mds_types::{Hlc, NodeId, Version};
+use mds_node::api::{Op, RequestError, Stamp};
+use mds_types::{Epoch, Hlc, NodeId, Version};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -141,6 +141,14 @@ impl Answer {
 }
 
 const TOKEN: &str = "0000000001000000-0000000000000002";
+const RETRY_TOKEN: &str = "0000000001000000-0000000000000002-1f";
+
+fn stamp() -> Stamp {
+    Stamp {
+        version: token(),
+        epoch: Epoch(0x1f),
+    }
+}
 
 fn token() -> Version {
     Version {

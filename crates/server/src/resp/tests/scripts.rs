@@ -10,9 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mds_cluster::{ClusterView, MemberView};
-use mds_node::api::RequestError;
+use mds_node::api::{RequestError, Stamp};
 use mds_node::front::Frontend;
-use mds_types::{Hlc, MemberInfo, NodeId, Version};
+use mds_types::{Epoch, Hlc, MemberInfo, NodeId, Version};
 
 use super::{CONN, Client};
 
@@ -59,9 +59,12 @@ fn failure(name: &str) -> RequestError {
             needed,
             got,
             of,
-            version: Version {
-                hlc: Hlc(9),
-                node: NodeId(1),
+            stamp: Stamp {
+                version: Version {
+                    hlc: Hlc(9),
+                    node: NodeId(1),
+                },
+                epoch: Epoch(1),
             },
         },
         "timeout" => RequestError::TimedOut { needed, got, of },
