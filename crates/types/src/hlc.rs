@@ -23,10 +23,16 @@ use serde::{Deserialize, Serialize};
 /// Bits of the counter below the physical microseconds.
 const COUNTER_BITS: u32 = 12;
 
-/// How far ahead of the last stamp a mark is reserved, in microseconds. A node that crashes and
-/// restarts within this time stamps up to that far ahead of its physical clock, so it has to stay
-/// well below the skew bound.
+/// How far ahead of physical time a mark is reserved, in microseconds. A node that crashes and restarts
+/// within this time stamps up to that far ahead of its physical clock, so it has to stay well below the
+/// skew bound.
 pub const MARK_LEAD_US: u64 = 1_000_000;
+
+/// How far ahead of the last stamp a mark is reserved, in microseconds, when that is ahead of physical
+/// time already. Such a clock moves by its counter only, and this is room for forty million stamps. It
+/// is small because a crash gives it away: with the full lead, nodes that crash again and again would
+/// push their common clock ever further into the future.
+pub const MARK_LEAD_AHEAD_US: u64 = 10_000;
 
 /// One stamp: physical microseconds since 1970 (52 bits, good until 2112) and a counter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -124,9 +130,13 @@ impl HlcClock {
 
     /// The mark to make durable now, if the present one is used up or soon will be.
     pub fn reserve(&self, physical_us: u64) -> Option<Hlc> {
-        let now = Hlc::from_physical_us(physical_us).max(self.last);
-        let low_water = Hlc::from_physical_us(now.physical_us() + MARK_LEAD_US / 2);
-        (self.mark < low_water).then(|| Hlc::from_physical_us(now.physical_us() + MARK_LEAD_US))
+        let lead = |part: u64| {
+            let by_time = Hlc::from_physical_us(physical_us + MARK_LEAD_US / part);
+            let last_us = self.last.physical_us();
+            by_time.max(Hlc::from_physical_us(last_us + MARK_LEAD_AHEAD_US / part))
+        };
+        // Renewed when half of it is used up, so that a busy clock never has to wait for it.
+        (self.mark < lead(2)).then(|| lead(1))
     }
 
     /// Says that `mark` is durable: stamps up to it may be given out.
@@ -185,6 +195,33 @@ mod tests {
             Err(HlcError::TooFarAhead { .. })
         ));
         assert_eq!(clock.last(), Hlc(0));
+    }
+
+    #[test]
+    fn nodes_that_crash_again_and_again_do_not_run_away_from_time() {
+        // Three clocks that see each other's stamps; one of them restarts every 20 ms.
+        let mut marks = [Hlc(0); 3];
+        let mut clocks = [0, 1, 2].map(|_| HlcClock::new(Hlc(0), SKEW_US));
+        let mut physical_us = 1_000_000_000;
+        for round in 0..3_000 {
+            physical_us += 20_000;
+            clocks[round % 3] = HlcClock::new(marks[round % 3], SKEW_US);
+            for writer in 0..3 {
+                if let Some(mark) = clocks[writer].reserve(physical_us) {
+                    marks[writer] = mark;
+                    clocks[writer].mark_persisted(mark);
+                }
+                let seen = clocks[writer].now(physical_us).unwrap();
+                for clock in &mut clocks {
+                    clock.observe(physical_us, seen).unwrap();
+                }
+            }
+            let ahead_us = clocks[0].last().physical_us().saturating_sub(physical_us);
+            assert!(
+                ahead_us <= MARK_LEAD_US + 2 * MARK_LEAD_AHEAD_US,
+                "{ahead_us} us"
+            );
+        }
     }
 
     #[test]
