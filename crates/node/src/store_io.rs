@@ -126,6 +126,8 @@ pub struct StoreDone {
     pub hints_stored: u64,
     /// Hints that no room was left for, or that could not be written.
     pub hints_dropped: u64,
+    /// Bytes of the hints that the batch held, kept or dropped.
+    pub hint_bytes_taken: usize,
     /// Hints waiting per target, when that may have changed.
     pub hints_pending: Option<Vec<(NodeId, u64)>>,
     /// The store has stopped: why, in words.
@@ -176,10 +178,21 @@ impl StoreIo {
             .collect()
     }
 
-    /// Carries a batch out: first what somebody waits for, then the hints.
-    pub fn execute(&mut self, batch: StoreBatch) -> StoreDone {
+    /// Carries a batch out.
+    pub fn execute(&mut self, mut batch: StoreBatch) -> StoreDone {
+        let merged = self.execute_merges(&mut batch);
+        let mut done = self.execute_rest(batch);
+        done.merges = merged.merges;
+        done.mark = merged.mark;
+        done.mark_refused = merged.mark_refused;
+        done.failed = merged.failed.or(done.failed);
+        done
+    }
+
+    /// The first half: what somebody waits for. Takes it out of the batch.
+    pub fn execute_merges(&mut self, batch: &mut StoreBatch) -> StoreDone {
         let mut done = StoreDone::default();
-        if let Some(mark) = batch.mark {
+        if let Some(mark) = batch.mark.take() {
             match datadir::write_hlc_mark(&*self.disk, mark) {
                 Ok(()) => done.mark = Some(mark),
                 // The old mark stands, so no stamp is given out that it does not cover; a disk that is
@@ -190,21 +203,32 @@ impl StoreIo {
                 }
             }
         }
-        if let Some(epoch) = batch.epoch {
+        if let Some(epoch) = batch.epoch.take() {
             match self.store.epoch_changed(epoch) {
                 Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
                 Err(error) => done.failed = Some(error.to_string()),
             }
         }
-        self.merge(batch.tickets, &batch.merges, &mut done);
+        let (tickets, merges) = (
+            std::mem::take(&mut batch.tickets),
+            std::mem::take(&mut batch.merges),
+        );
+        self.merge(tickets, &merges, &mut done);
         match self.store.tick(batch.mono_ns) {
             Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
             Err(error) => done.failed = Some(error.to_string()),
         }
+        done
+    }
+
+    /// The second half: hints, for which nobody waits.
+    pub fn execute_rest(&mut self, batch: StoreBatch) -> StoreDone {
+        let mut done = StoreDone::default();
         let touches_hints = !batch.hints.is_empty()
             || !batch.hint_reads.is_empty()
             || !batch.hints_delivered.is_empty();
         if touches_hints {
+            done.hint_bytes_taken = batch.hints.iter().map(|(_, r)| r.encoded_len()).sum();
             self.keep_hints(batch.hints, batch.wall_ms, &mut done);
             for (target, token) in batch.hints_delivered {
                 self.hints.delivered(target, token);
@@ -261,19 +285,22 @@ impl StoreIo {
                     .map(|ticket| (ticket, MergeResult::Refused));
                 done.merges.extend(refused);
             }
-            Err(error) => {
-                // A failed read of the engine, say: this batch is in doubt, the store may go on. Only a
-                // poisoned store is over.
-                tracing::error!(%error, records = records.len(), "merging failed");
-                let failed = tickets
-                    .into_iter()
-                    .map(|ticket| (ticket, MergeResult::Failed));
-                done.merges.extend(failed);
-                if matches!(error, StoreError::Poisoned { .. })
-                    || self.store.reader().stats().poisoned
-                {
-                    done.failed = Some(error.to_string());
+            Err(error) if self.store.reader().stats().poisoned => {
+                let failed = |ticket| (ticket, MergeResult::Failed);
+                done.merges.extend(tickets.into_iter().map(failed));
+                done.failed = Some(error.to_string());
+            }
+            // One old version cannot be read, say: nothing of the group was written. The others in it
+            // must not suffer for that one.
+            Err(_) if records.len() > 1 => {
+                for (ticket, record) in tickets.into_iter().zip(records) {
+                    self.merge(vec![ticket], std::slice::from_ref(record), done);
                 }
+            }
+            Err(error) => {
+                tracing::error!(%error, "a record cannot be merged");
+                let refused = |ticket| (ticket, MergeResult::Refused);
+                done.merges.extend(tickets.into_iter().map(refused));
             }
         }
     }

@@ -26,7 +26,7 @@ const COUNTER_BITS: u32 = 12;
 /// How far ahead of physical time a mark is reserved, in microseconds. A node that crashes and restarts
 /// within this time stamps up to that far ahead of its physical clock, so it has to stay well below the
 /// skew bound.
-pub const MARK_LEAD_US: u64 = 1_000_000;
+pub const MARK_LEAD_US: u64 = 2_000_000;
 
 /// How far ahead of the last stamp a mark is reserved, in microseconds, when that is ahead of physical
 /// time already. Such a clock moves by its counter only, and this is room for forty million stamps. It
@@ -130,13 +130,15 @@ impl HlcClock {
 
     /// The mark to make durable now, if the present one is used up or soon will be.
     pub fn reserve(&self, physical_us: u64) -> Option<Hlc> {
-        let lead = |part: u64| {
-            let by_time = Hlc::from_physical_us(physical_us + MARK_LEAD_US / part);
+        let lead = |quarters: u64| {
+            let by_time = Hlc::from_physical_us(physical_us + MARK_LEAD_US / 4 * quarters);
             let last_us = self.last.physical_us();
-            by_time.max(Hlc::from_physical_us(last_us + MARK_LEAD_AHEAD_US / part))
+            by_time.max(Hlc::from_physical_us(
+                last_us + MARK_LEAD_AHEAD_US / 4 * quarters,
+            ))
         };
-        // Renewed when half of it is used up, so that a busy clock never has to wait for it.
-        (self.mark < lead(2)).then(|| lead(1))
+        // Renewed early, so that a busy clock goes on while the disk takes its time over the new mark.
+        (self.mark < lead(3)).then(|| lead(4))
     }
 
     /// Says that `mark` is durable: stamps up to it may be given out.

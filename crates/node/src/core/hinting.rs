@@ -27,6 +27,10 @@ pub(super) const BACKOFF_NS_MAX: u64 = 10_000_000_000;
 /// A batch has to be acknowledged within this time.
 const DELIVERY_TIMEOUT_NS: u64 = 10_000_000_000;
 
+/// Bytes of hints on their way to the store, at most; beyond, hints are dropped and counted, and repair
+/// has to do.
+pub(super) const HINT_BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// Who has hints waiting.
 #[derive(Debug, Default)]
 pub(super) struct Hinting {
@@ -80,6 +84,17 @@ impl Hinting {
 }
 
 impl Core {
+    /// Keeps a write for a replica that missed it, if there is room.
+    pub(super) fn keep_hint(&mut self, node: NodeId, record: &Record) {
+        let bytes = record.encoded_len();
+        if self.hint_backlog_bytes + bytes > HINT_BACKLOG_BYTES_MAX {
+            self.stats.hints_dropped += 1;
+            return;
+        }
+        self.hint_backlog_bytes += bytes;
+        self.batch.hints.push((node, record.clone()));
+    }
+
     /// Asks the store for hints of every target that can be reached and has some.
     pub(super) fn tick_hints(&mut self, now: Now) {
         let due: Vec<NodeId> = self

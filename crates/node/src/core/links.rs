@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 use mds_types::NodeId;
 
-use crate::wire::{self, Message, Ping};
+use crate::wire::{self, GetReply, Message, Ping, ScanReply, Status};
 
 /// Names one connection for as long as it lives; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,6 +40,9 @@ pub(crate) const HEALTH_TICK_NS: u64 = 50_000_000;
 
 /// A ping without an answer for this long makes a link unresponsive.
 const UNRESPONSIVE_AFTER_NS: u64 = 300_000_000;
+
+/// An unresponsive link is given up after this long.
+const GIVE_UP_AFTER_NS: u64 = 2_000_000_000;
 
 /// A link without traffic is pinged this often.
 const IDLE_PING_EVERY_NS: u64 = 1_000_000_000;
@@ -64,6 +67,13 @@ struct Link {
     last_heard_ns: u64,
     ping_sent_ns: Option<u64>,
     is_unresponsive: bool,
+    /// Since when, for the link to be given up.
+    unresponsive_since_ns: u64,
+    is_given_up: bool,
+    /// Bytes ever put into `out`, and how many of them had left at the last health tick: a peer that takes
+    /// bytes is alive, however long its answer takes to come through behind large ones.
+    appended: u64,
+    left_at_tick: u64,
 }
 
 /// All links of this node.
@@ -74,6 +84,9 @@ pub(crate) struct Links {
     dirty: Vec<LinkId>,
     next_id: u64,
     last_tick_ns: u64,
+    /// Links that the shell should close, so that it dials anew: the peer may be back on another way
+    /// long before the old connection notices.
+    given_up: Vec<LinkId>,
     pub(crate) replies_dropped: u64,
 }
 
@@ -90,6 +103,10 @@ impl Links {
             last_heard_ns: now_ns,
             ping_sent_ns: None,
             is_unresponsive: false,
+            unresponsive_since_ns: 0,
+            is_given_up: false,
+            appended: 0,
+            left_at_tick: 0,
         };
         self.links.insert(id, link);
         if direction == Direction::Dialled {
@@ -140,16 +157,39 @@ impl Links {
 
     /// Puts a reply on the link that its request came by, if that still exists.
     pub(crate) fn reply(&mut self, id: LinkId, message: &Message) {
-        match self.links.get_mut(&id) {
-            Some(link) if link.out.len() < LINK_BACKLOG_BYTES_MAX => {
-                Self::append(&mut self.dirty, id, link, message);
-            }
-            _ => self.replies_dropped += 1,
+        let Some(link) = self.links.get_mut(&id) else {
+            self.replies_dropped += 1;
+            return;
+        };
+        if link.out.len() < LINK_BACKLOG_BYTES_MAX {
+            return Self::append(&mut self.dirty, id, link, message);
+        }
+        // Too much waits already. A short word still fits, and keeps the asker from taking a slow
+        // connection for a dead node; what would be long becomes a short refusal.
+        let short = match message {
+            Message::GetReply(reply) => Message::GetReply(GetReply {
+                id: reply.id,
+                status: Status::Overloaded as i32,
+                record: None,
+            }),
+            Message::ScanReply(reply) => Message::ScanReply(ScanReply {
+                id: reply.id,
+                status: Status::Overloaded as i32,
+                ..ScanReply::default()
+            }),
+            short => short.clone(),
+        };
+        if link.out.len() < 2 * LINK_BACKLOG_BYTES_MAX {
+            Self::append(&mut self.dirty, id, link, &short);
+        } else {
+            self.replies_dropped += 1;
         }
     }
 
     fn append(dirty: &mut Vec<LinkId>, id: LinkId, link: &mut Link, message: &Message) {
+        let before = link.out.len();
         wire::encode(message, &mut link.out);
+        link.appended += (link.out.len() - before) as u64;
         if !link.is_dirty {
             link.is_dirty = true;
             dirty.push(id);
@@ -175,13 +215,22 @@ impl Links {
             let Some(link) = self.links.get_mut(&id) else {
                 continue;
             };
+            let left = link.appended - link.out.len() as u64;
+            let is_writing = !link.out.is_empty() && left > link.left_at_tick;
+            link.left_at_tick = left;
             match link.ping_sent_ns {
-                Some(_) if was_asleep => link.ping_sent_ns = Some(now_ns),
+                Some(_) if was_asleep || is_writing => link.ping_sent_ns = Some(now_ns),
                 Some(sent_ns) => {
                     let is_late = now_ns.saturating_sub(sent_ns) >= UNRESPONSIVE_AFTER_NS;
                     if is_late && !link.is_unresponsive {
                         link.is_unresponsive = true;
+                        link.unresponsive_since_ns = now_ns;
                         lost.push(peer);
+                    }
+                    let silent_ns = now_ns.saturating_sub(link.unresponsive_since_ns);
+                    if link.is_unresponsive && !link.is_given_up && silent_ns >= GIVE_UP_AFTER_NS {
+                        link.is_given_up = true;
+                        self.given_up.push(id);
                     }
                     // Asked again now and then. A machine that lost its power after it had taken
                     // the ping owes no answer, and says that the connection is gone only when it
@@ -204,6 +253,11 @@ impl Links {
             }
         }
         lost
+    }
+
+    /// Links that have been silent for so long that a new connection is the better hope.
+    pub(crate) fn take_given_up(&mut self) -> Vec<LinkId> {
+        std::mem::take(&mut self.given_up)
     }
 
     /// Links that have got new bytes to write since the last call.
@@ -302,6 +356,31 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_takes_bytes_is_alive_and_a_silent_one_is_given_up() {
+        let mut links = Links::default();
+        let id = links.open(0, PEER, Direction::Dialled);
+        let mut now_ns = HEALTH_TICK_NS;
+        links.tick(now_ns);
+        for _ in 0..1_000 {
+            links.send(PEER, &pong()).unwrap();
+        }
+        for _ in 0..100 {
+            now_ns += HEALTH_TICK_NS;
+            assert_eq!(links.tick(now_ns), [], "its socket still takes bytes");
+            bytes::Buf::advance(links.output(id).unwrap(), 10);
+        }
+        let mut given_up_ns = None;
+        let stalled_ns = now_ns;
+        while given_up_ns.is_none() && now_ns < stalled_ns + 10_000_000_000 {
+            now_ns += HEALTH_TICK_NS;
+            links.tick(now_ns);
+            given_up_ns = (links.take_given_up() == [id]).then_some(now_ns);
+        }
+        assert!(given_up_ns.unwrap() - stalled_ns < 3_000_000_000);
+        assert_eq!(links.take_given_up(), [], "said once");
+    }
+
+    #[test]
     fn our_own_sleep_is_not_held_against_the_peer() {
         let mut links = Links::default();
         links.open(0, PEER, Direction::Dialled);
@@ -318,6 +397,22 @@ mod tests {
         let id = links.open(0, PEER, Direction::Dialled);
         links.output(id).unwrap().resize(LINK_BACKLOG_BYTES_MAX, 0);
         assert_eq!(links.send(PEER, &pong()), Err(SendRefusal::Backlogged));
+        // A short word still passes, and a long one becomes a short refusal.
+        links.reply(id, &pong());
+        let record = Some(bytes::Bytes::from(vec![0; 4096]));
+        let reply = GetReply {
+            id: 1,
+            status: 0,
+            record,
+        };
+        links.reply(id, &Message::GetReply(reply));
+        let out = links.output(id).unwrap();
+        assert!(out.len() < LINK_BACKLOG_BYTES_MAX + 100, "{}", out.len());
+        assert_eq!(links.replies_dropped, 0);
+        links
+            .output(id)
+            .unwrap()
+            .resize(2 * LINK_BACKLOG_BYTES_MAX, 0);
         links.reply(id, &pong());
         assert_eq!(links.replies_dropped, 1);
     }

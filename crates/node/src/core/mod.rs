@@ -144,6 +144,8 @@ pub struct Core {
     clock: HlcClock,
     /// Without a store this node is no replica and stamps nothing.
     is_store_open: bool,
+    /// No new work is taken, because the node is shutting down; what is in flight goes on.
+    is_draining: bool,
     /// Set when the store has stopped or the node is leaving: why nothing is served.
     stopped: Option<String>,
     links: Links,
@@ -156,7 +158,7 @@ pub struct Core {
     local_requests: VecDeque<(u64, ReplicaRequest)>,
     local_replies: VecDeque<(u64, ReplicaReply)>,
     /// Writes that wait for a durable clock mark, and whether one is being made.
-    awaiting_mark: VecDeque<(Request, Tag, u64)>,
+    awaiting_mark: Vec<(Request, Tag, u64)>,
     mark_in_flight: bool,
     request_ids: RequestIds,
     hinting: Hinting,
@@ -164,6 +166,8 @@ pub struct Core {
     reads: Vec<(Ticket, ReadQuery)>,
     store_backlog: usize,
     store_backlog_bytes: usize,
+    /// Bytes of hints on their way to the store.
+    hint_backlog_bytes: usize,
     done: Vec<(Tag, Result<Outcome, RequestError>)>,
     next_tick_ns: u64,
     stats: CoreStats,
@@ -191,7 +195,7 @@ impl Core {
             read_latency_us: (2_000, 1_000),
             local_requests: VecDeque::new(),
             local_replies: VecDeque::new(),
-            awaiting_mark: VecDeque::new(),
+            awaiting_mark: Vec::new(),
             mark_in_flight: false,
             request_ids: RequestIds::default(),
             hinting: Hinting::default(),
@@ -200,6 +204,8 @@ impl Core {
             reads: Vec::new(),
             store_backlog: 0,
             store_backlog_bytes: 0,
+            hint_backlog_bytes: 0,
+            is_draining: false,
             done: Vec::new(),
             next_tick_ns: 0,
             stats: CoreStats::default(),
@@ -226,6 +232,9 @@ impl Core {
     /// The store is open; so many hints per target lie on its disk.
     pub fn on_store_open(&mut self, hints_pending: Vec<(NodeId, u64)>) {
         self.is_store_open = true;
+        if self.view.epoch > Epoch(0) {
+            self.batch.epoch = Some(self.view.epoch);
+        }
         self.hinting.set_pending(hints_pending);
     }
 
@@ -247,6 +256,10 @@ impl Core {
         let Some((_, direction)) = self.links.peer(link) else {
             return Ok(());
         };
+        if !input.is_empty() {
+            // A part of a large frame is a sign of life too.
+            self.links.heard(now.mono_ns, link);
+        }
         while let Some(frame) = wire::next_frame(input)? {
             self.on_frame(now, link, direction, frame)?;
         }
@@ -260,7 +273,6 @@ impl Core {
         direction: Direction,
         frame: Bytes,
     ) -> Result<(), WireError> {
-        self.links.heard(now.mono_ns, link);
         if let Some(message) = wire::decode(frame)? {
             match direction {
                 Direction::Accepted => self.on_peer_request(now, link, message),
@@ -297,6 +309,9 @@ impl Core {
         self.store_backlog = self.store_backlog.saturating_sub(done.merges.len());
         let bytes: usize = done.merges.iter().map(|(ticket, _)| ticket.bytes).sum();
         self.store_backlog_bytes = self.store_backlog_bytes.saturating_sub(bytes);
+        self.hint_backlog_bytes = self
+            .hint_backlog_bytes
+            .saturating_sub(done.hint_bytes_taken);
         self.on_merged(now, done.merges);
         self.stats.hints_stored += done.hints_stored;
         self.stats.hints_dropped += done.hints_dropped;
@@ -344,6 +359,34 @@ impl Core {
             tracing::info!(%reason, "this node stops serving");
             self.stopped = Some(reason);
         }
+    }
+
+    /// Takes no new work from here on; what is in flight goes on.
+    pub fn begin_drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// Gives up what is still in flight: every client hears what is true of its request now.
+    pub fn abandon(&mut self, now: Now) {
+        let leaving = || RequestError::NotReady("this node is shutting down".to_owned());
+        for (request, tag, _) in std::mem::take(&mut self.awaiting_mark) {
+            self.finish(now, now.mono_ns, &request.op, tag, Err(leaving()));
+        }
+        for id in self.pending.ids() {
+            match self.pending.get_mut(id) {
+                Some(Pending::Write(_)) => self.on_write_deadline(now, id),
+                Some(Pending::Read(_)) => self.end_read(now, id, Err(leaving())),
+                Some(Pending::Scan(_)) => self.end_scan(now, id, Err(leaving())),
+                Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
+                None => {}
+            }
+        }
+        self.stop("this node is shutting down".to_owned());
+    }
+
+    /// Links that have been silent for so long that the shell should close them and dial anew.
+    pub fn take_lost_links(&mut self) -> Vec<LinkId> {
+        self.links.take_given_up()
     }
 
     /// Why nothing is served any more, if so.
@@ -400,7 +443,7 @@ impl Core {
         let pending = &self.pending;
         self.hedges.prune(|id| pending.contains(id));
         self.deadlines.prune(|id| pending.contains(id));
-        let mark = self.awaiting_mark.front().map(|&(_, _, at_ns)| at_ns);
+        let mark = self.awaiting_mark.iter().map(|&(_, _, at_ns)| at_ns).min();
         let due = [self.hedges.next_ns(), self.deadlines.next_ns(), mark];
         due.into_iter()
             .flatten()
@@ -428,9 +471,16 @@ impl Core {
             .collect()
     }
 
-    /// Operations in flight; a graceful shutdown waits for zero.
+    /// Requests that somebody still waits for: a graceful shutdown waits for zero. (A hint on its way, and
+    /// a write that its client has heard of, are nobody's wait.)
     pub fn in_flight(&self) -> usize {
-        self.pending.len() + self.store_backlog
+        let is_waited_for = |op: &&Pending| match op {
+            Pending::Write(op) => !op.is_answered,
+            Pending::Read(_) | Pending::Scan(_) => true,
+            Pending::HintDelivery(_) => false,
+        };
+        let waiting = self.pending.values().filter(is_waited_for).count();
+        waiting + self.awaiting_mark.len() + self.store_backlog
     }
 
     /// Where each partition lives, by the agreed topology.
@@ -448,15 +498,14 @@ impl Core {
 
     /// Refuses the writes that wait for the clock's mark and are due by then.
     fn refuse_unstamped(&mut self, now: Now, due_ns: u64) {
-        while self
-            .awaiting_mark
-            .front()
-            .is_some_and(|&(_, _, at_ns)| at_ns <= due_ns)
-        {
-            if let Some((request, tag, _)) = self.awaiting_mark.pop_front() {
-                let error = RequestError::Overloaded("the clock's mark cannot be made durable");
-                self.finish(now, now.mono_ns, &request.op, tag, Err(error));
-            }
+        let waiting = std::mem::take(&mut self.awaiting_mark);
+        let (due, rest) = waiting
+            .into_iter()
+            .partition(|&(_, _, at_ns)| at_ns <= due_ns);
+        self.awaiting_mark = rest;
+        for (request, tag, _) in due {
+            let error = RequestError::Overloaded("the clock's mark cannot be made durable");
+            self.finish(now, now.mono_ns, &request.op, tag, Err(error));
         }
     }
 
@@ -469,6 +518,11 @@ impl Core {
     fn coordinating(&self) -> Result<&ClusterConfig, RequestError> {
         if let Some(reason) = &self.stopped {
             return Err(RequestError::NotReady(reason.clone()));
+        }
+        if self.is_draining {
+            return Err(RequestError::NotReady(
+                "this node is shutting down".to_owned(),
+            ));
         }
         let reason = match (&self.view.standing, &self.view.config) {
             (Standing::Active | Standing::Waiting, Some(config))
@@ -657,6 +711,10 @@ impl Submit for Core {
 
 impl Core {
     fn resubmit(&mut self, now: Now, request: Request, tag: Tag, deadline_ns: u64) {
+        // A replica that is slow to acknowledge must not fill the table with writes that are long answered.
+        while self.pending.len() > self.config.pending_max / 2
+            && self.end_oldest_answered_write(now)
+        {}
         let refusal = match &request.op {
             _ if self.pending.len() >= self.config.pending_max => {
                 Some(RequestError::Overloaded("too many requests in flight"))

@@ -56,14 +56,15 @@ impl Core {
             check_quorum(name, quorum, config.replicas)
                 .map_err(|error| RequestError::BadRequest(error.to_string()))?;
         }
+        let replicas = Replicas::of(&self.ring, self.partition_of(key));
         if options.seen.is_some() {
             // A client that has seen its own write must see it again: meet every quorum of W.
-            needed = needed.max(config.replicas - write_quorum + 1);
+            let meeting = config.replicas - write_quorum.min(config.write_quorum) + 1;
+            needed = needed.max(meeting.min(replicas.len));
         }
         if let Some(seen) = options.seen {
             self.observe_client(now, seen)?;
         }
-        let replicas = Replicas::of(&self.ring, self.partition_of(key));
         let mut quorum = ReadQuorum::new(needed, replicas.len);
         for (index, &node) in replicas.nodes().iter().enumerate() {
             if !self.is_usable(node) {
@@ -342,7 +343,7 @@ impl Core {
         }
     }
 
-    fn end_read(&mut self, now: Now, id: u64, result: Result<Outcome, RequestError>) {
+    pub(super) fn end_read(&mut self, now: Now, id: u64, result: Result<Outcome, RequestError>) {
         if let Some(Pending::Read(op)) = self.pending.remove(id) {
             self.finish_kind(now, op.started_ns, OpKind::Get, op.tag, result);
         }

@@ -255,7 +255,7 @@ impl Core {
         true
     }
 
-    fn end_scan(&mut self, now: Now, id: u64, result: Result<Outcome, RequestError>) {
+    pub(super) fn end_scan(&mut self, now: Now, id: u64, result: Result<Outcome, RequestError>) {
         if let Some(Pending::Scan(op)) = self.pending.remove(id) {
             self.finish_kind(now, op.started_ns, OpKind::Scan, op.tag, result);
         }

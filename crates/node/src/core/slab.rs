@@ -74,6 +74,11 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// All entries, in index order.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().filter_map(|entry| entry.value.as_ref())
+    }
+
     /// Numbers of all entries, in index order. For rare events that concern everything in flight.
     pub(crate) fn ids(&self) -> Vec<u64> {
         let live = self
@@ -112,6 +117,16 @@ impl Deadlines {
         let first = self.in_order.front().map(|&(at_ns, _)| at_ns);
         let other = self.others.first().map(|&(at_ns, _)| at_ns);
         [first, other].into_iter().flatten().min()
+    }
+
+    /// The number that came in order and is the oldest.
+    pub(crate) fn front(&self) -> Option<u64> {
+        self.in_order.front().map(|&(_, id)| id)
+    }
+
+    /// Forgets [`Deadlines::front`].
+    pub(crate) fn pop_front(&mut self) {
+        self.in_order.pop_front();
     }
 
     /// Takes one that is due.

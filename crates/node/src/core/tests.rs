@@ -491,6 +491,92 @@ fn a_request_id_makes_a_retry_through_the_same_node_the_same_write() {
 }
 
 #[test]
+fn a_request_id_that_comes_back_with_something_else_is_refused() {
+    let mut trio = Trio::new();
+    let options = RequestOptions {
+        request_id: Some(7),
+        ..RequestOptions::default()
+    };
+    let tag = trio.submit(1, put("k", "first"), options.clone());
+    assert!(matches!(trio.answer(tag), Some(Ok(_))));
+    for other in [
+        put("k", "second"),
+        put("j", "first"),
+        Op::Delete { key: "k".into() },
+    ] {
+        let tag = trio.submit(1, other, options.clone());
+        let answer = trio.answer(tag);
+        assert!(
+            matches!(answer, Some(Err(RequestError::BadRequest(_)))),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(trio.stored("k"), same("first"));
+}
+
+#[test]
+fn a_retry_token_of_an_unknown_epoch_is_refused() {
+    let mut trio = Trio::new();
+    let version = trio.put(1, "k", "v").unwrap();
+    let epoch = Epoch(u64::MAX);
+    let options = RequestOptions {
+        stamp: Some(Stamp { version, epoch }),
+        ..RequestOptions::default()
+    };
+    let tag = trio.submit(2, put("k", "v"), options);
+    assert!(matches!(
+        trio.answer(tag),
+        Some(Err(RequestError::NotReady(_)))
+    ));
+}
+
+#[test]
+fn a_shutdown_refuses_what_is_new_and_tells_the_truth_about_the_rest() {
+    let mut trio = Trio::new();
+    trio.put(1, "warm", "up").unwrap();
+    trio.frozen = [id(2), id(3)].into();
+    let write = trio.submit(1, put("k", "v"), RequestOptions::default());
+    let read = trio.submit(1, get("k"), RequestOptions::default());
+    assert_eq!(trio.answer(write), None);
+    trio.node(1).core.begin_drain();
+    assert!(matches!(
+        trio.put(1, "late", "v"),
+        Err(RequestError::NotReady(_))
+    ));
+    assert_eq!(trio.node(1).core.in_flight(), 2);
+    let now = trio.now;
+    trio.node(1).core.abandon(now);
+    // Its own replica has the write: it may well become visible.
+    let answer = trio.answer(write);
+    assert!(
+        matches!(answer, Some(Err(RequestError::Unknown { got: 1, .. }))),
+        "{answer:?}"
+    );
+    assert!(matches!(
+        trio.answer(read),
+        Some(Err(RequestError::NotReady(_)))
+    ));
+    assert_eq!(trio.node(1).core.in_flight(), 0);
+}
+
+#[test]
+fn writes_that_are_answered_do_not_keep_new_ones_out() {
+    let mut trio = Trio::new();
+    trio.put(1, "warm", "up").unwrap();
+    trio.node(1).core.config.pending_max = 20;
+    // Node 3 answers pings, but its disk takes for ever.
+    trio.node(3).is_store_slow = true;
+    for number in 0..200 {
+        trio.put(1, &format!("k{number}"), "v").unwrap();
+    }
+    assert!(trio.node(1).core.stats().pending <= 20);
+    assert!(
+        trio.node(1).core.stats().hints_stored > 100,
+        "it is told later"
+    );
+}
+
+#[test]
 fn a_stopped_replica_delays_no_read_beyond_the_hedge_and_no_write_at_all() {
     let mut trio = Trio::new();
     trio.put(1, "k", "v").unwrap();

@@ -42,32 +42,50 @@ pub(super) struct WriteOp {
     quorum: WriteQuorum,
     /// A replica may hold the write although it has not acknowledged it.
     may_be_applied: bool,
-    is_answered: bool,
+    pub(super) is_answered: bool,
     started_ns: u64,
 }
 
 /// Writes by the names that clients gave them.
 #[derive(Debug, Default)]
 pub(super) struct RequestIds {
-    stamps: BTreeMap<u128, (Stamp, Option<u64>)>,
+    writes: BTreeMap<u128, Remembered>,
     order: VecDeque<u128>,
 }
 
-impl RequestIds {
-    fn get(&self, id: u128) -> Option<(Stamp, Option<u64>)> {
-        self.stamps.get(&id).copied()
-    }
+/// What a retry has to be equal to, and what it is stamped with.
+#[derive(Clone, Copy, Debug)]
+struct Remembered {
+    stamp: Stamp,
+    expires_at_ms: Option<u64>,
+    /// Of what is written: a name that comes back with something else is a mistake, not a retry.
+    fingerprint: u64,
+}
 
-    fn insert(&mut self, id: u128, stamp: Stamp, expires_at_ms: Option<u64>) {
-        if self.stamps.insert(id, (stamp, expires_at_ms)).is_none() {
+impl RequestIds {
+    fn insert(&mut self, id: u128, write: Remembered) {
+        if self.writes.insert(id, write).is_none() {
             self.order.push_back(id);
         }
         if self.order.len() > REQUEST_IDS_MAX
             && let Some(oldest) = self.order.pop_front()
         {
-            self.stamps.remove(&oldest);
+            self.writes.remove(&oldest);
         }
     }
+}
+
+/// What a write says, in one number.
+fn fingerprint(op: &Op) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    if let Op::Put { key, value, .. } = op {
+        hash.update(&(key.len() as u64).to_le_bytes());
+        hash.update(key);
+        hash.update(value);
+    } else if let Op::Delete { key } = op {
+        hash.update(key);
+    }
+    hash.digest()
 }
 
 /// The binary form of a record, made at most once for all the replicas it goes to.
@@ -114,7 +132,7 @@ impl Core {
         };
         let admitted = self.admit_write(now, key, value, &request.options);
         let stamped = admitted.and_then(|(replicas, quorum)| {
-            let stamp = self.stamp(now, &request.options, expires_at_ms)?;
+            let stamp = self.stamp(now, &request, expires_at_ms)?;
             Ok((replicas, quorum, stamp))
         });
         match stamped {
@@ -140,7 +158,7 @@ impl Core {
                 self.send_write(now, op, deadline_ns);
             }
             Ok((_, _, None)) if self.awaiting_mark.len() < AWAITING_MARK_MAX => {
-                self.awaiting_mark.push_back((request, tag, deadline_ns));
+                self.awaiting_mark.push((request, tag, deadline_ns));
             }
             Ok((_, _, None)) => {
                 let error = RequestError::Overloaded("the clock's mark is not durable yet");
@@ -199,15 +217,29 @@ impl Core {
     fn stamp(
         &mut self,
         now: Now,
-        options: &RequestOptions,
+        request: &Request,
         expires_at_ms: Option<u64>,
     ) -> Result<Option<(Stamp, Option<u64>)>, RequestError> {
+        let Request { op, options } = request;
         if let Some(stamp) = options.stamp {
             self.observe_client(now, stamp.version)?;
+            if stamp.epoch > self.epoch() {
+                let epoch = stamp.epoch;
+                return Err(RequestError::NotReady(format!(
+                    "this node has not heard of epoch {epoch} of the retry token yet"
+                )));
+            }
             return Ok(Some((stamp, expires_at_ms)));
         }
-        if let Some(before) = options.request_id.and_then(|id| self.request_ids.get(id)) {
-            return Ok(Some(before));
+        let known = options
+            .request_id
+            .and_then(|id| self.request_ids.writes.get(&id));
+        if let Some(before) = known {
+            if before.fingerprint != fingerprint(op) {
+                let error = "this idempotency key was used for another write: choose a new one";
+                return Err(RequestError::BadRequest(error.to_owned()));
+            }
+            return Ok(Some((before.stamp, before.expires_at_ms)));
         }
         if !self.mark_in_flight
             && let Some(mark) = self.clock.reserve(now.wall_us)
@@ -225,7 +257,15 @@ impl Core {
                     epoch: self.epoch(),
                 };
                 if let Some(id) = options.request_id {
-                    self.request_ids.insert(id, stamp, expires_at_ms);
+                    let fingerprint = fingerprint(op);
+                    self.request_ids.insert(
+                        id,
+                        Remembered {
+                            stamp,
+                            expires_at_ms,
+                            fingerprint,
+                        },
+                    );
                 }
                 Ok(Some((stamp, expires_at_ms)))
             }
@@ -240,8 +280,17 @@ impl Core {
     }
 
     /// Takes note of a version that a client sent: what it writes from now on comes later.
+    ///
+    /// Clients are believed half as far into the future as peers are: a token at the very edge would
+    /// leave this node's next stamps no room at replicas whose clocks are a little behind.
     pub(super) fn observe_client(&mut self, now: Now, seen: Version) -> Result<(), RequestError> {
-        self.clock.observe(now.wall_us, seen.hlc).map_err(|error| {
+        let ahead_us = seen.hlc.physical_us().saturating_sub(now.wall_us);
+        let max_us = self.config.clock_skew_us_max / 2;
+        let believed = match ahead_us > max_us {
+            true => Err(HlcError::TooFarAhead { ahead_us, max_us }),
+            false => self.clock.observe(now.wall_us, seen.hlc),
+        };
+        believed.map_err(|error| {
             self.stats.clock_skew_refusals += 1;
             RequestError::BadRequest(format!("version token refused: {error}"))
         })
@@ -344,7 +393,8 @@ impl Core {
                 acked: op.quorum.acked_count(),
             })),
             // While somebody may still acknowledge, the write may be applied there.
-            Quorum::Impossible { needed, got, of } => {
+            Quorum::Impossible { needed, of, .. } => {
+                let got = op.quorum.acked_count();
                 let is_undone = op.quorum.acked_count() == 0 && !op.may_be_applied;
                 if is_undone && is_over {
                     Some(Err(RequestError::Unavailable { needed, got: 0, of }))
@@ -391,7 +441,27 @@ impl Core {
         }
         for index in op.quorum.unacked().iter() {
             if let Some(&node) = op.replicas.nodes().get(index) {
-                self.batch.hints.push((node, op.record.clone()));
+                self.keep_hint(node, &op.record);
+            }
+        }
+    }
+
+    /// Makes room by ending the oldest write that its client has heard of: a replica that takes its time
+    /// gets a hint instead. False if the oldest operation is still waited for.
+    pub(super) fn end_oldest_answered_write(&mut self, now: Now) -> bool {
+        let Some(id) = self.deadlines.front() else {
+            return false;
+        };
+        match self.pending.get_mut(id) {
+            Some(Pending::Write(op)) if op.is_answered => {
+                self.deadlines.pop_front();
+                self.on_write_deadline(now, id);
+                true
+            }
+            Some(_) => false,
+            None => {
+                self.deadlines.pop_front();
+                true
             }
         }
     }
