@@ -106,19 +106,26 @@ pub struct RequestOptions {
     pub request_id: Option<u128>,
 }
 
-/// What a write is stamped with, once: the retry token. A retry carries both parts, because the same
-/// version with another epoch would be another record, which merging could never tell from the first.
+/// What a write is stamped with, once: the retry token. A retry carries all of it, because the same
+/// version with another epoch or another value would be another record, which merging could not tell
+/// from the first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
     /// Who wrote, when.
     pub version: Version,
     /// The epoch that the first coordinator saw.
     pub epoch: Epoch,
+    /// A hash of what is written: a token that comes back with another write is refused.
+    pub content: u64,
 }
 
 impl std::fmt::Display for Stamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{:x}", self.version, self.epoch.0)
+        write!(
+            f,
+            "{}-{:x}-{:016x}",
+            self.version, self.epoch.0, self.content
+        )
     }
 }
 
@@ -128,11 +135,13 @@ impl std::str::FromStr for Stamp {
     /// Reads the form that `Display` writes: the token clients carry.
     fn from_str(text: &str) -> Result<Stamp, DecodeError> {
         let malformed = DecodeError::Malformed("retry token");
-        let (version, epoch) = text.rsplit_once('-').ok_or(malformed)?;
-        let epoch = u64::from_str_radix(epoch, 16).map_err(|_| malformed)?;
+        let number = |text| u64::from_str_radix(text, 16).map_err(|_| malformed);
+        let (rest, content) = text.rsplit_once('-').ok_or(malformed)?;
+        let (version, epoch) = rest.rsplit_once('-').ok_or(malformed)?;
         Ok(Stamp {
             version: version.parse()?,
-            epoch: Epoch(epoch),
+            epoch: Epoch(number(epoch)?),
+            content: number(content)?,
         })
     }
 }

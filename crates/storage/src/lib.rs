@@ -18,7 +18,7 @@ mod log;
 mod table;
 
 pub use disk::{Disk, DiskFile, FaultyDisk, RealDisk};
-pub use engine::{Engine, EngineError};
+pub use engine::{Engine, EngineError, EnginePage};
 pub use runs::{IndexRow, RowRange, RunInfo};
 pub use store::{
     Flusher, FsyncPolicy, Lookup, Merged, Store, StoreError, StoreOptions, StoreReader, StoreStats,

@@ -515,12 +515,43 @@ fn a_request_id_that_comes_back_with_something_else_is_refused() {
 }
 
 #[test]
+fn a_retry_token_that_comes_back_with_another_value_is_refused() {
+    let mut trio = Trio::new();
+    trio.put(1, "warm", "up").unwrap();
+    trio.frozen = [id(2), id(3)].into();
+    let tag = trio.submit(1, put("k", "v"), RequestOptions::default());
+    assert_eq!(trio.answer(tag), None);
+    let now = trio.now;
+    trio.node(1).core.abandon(now);
+    let Some(Err(RequestError::Unknown { stamp, .. })) = trio.answer(tag) else {
+        panic!("something was sent");
+    };
+    trio.frozen.clear();
+    let options = RequestOptions {
+        stamp: Some(stamp),
+        ..RequestOptions::default()
+    };
+    let tag = trio.submit(2, put("k", "w"), options.clone());
+    let answer = trio.answer(tag);
+    assert!(
+        matches!(answer, Some(Err(RequestError::BadRequest(_)))),
+        "{answer:?}"
+    );
+    let tag = trio.submit(2, put("k", "v"), options);
+    assert!(matches!(trio.answer(tag), Some(Ok(_))));
+}
+
+#[test]
 fn a_retry_token_of_an_unknown_epoch_is_refused() {
     let mut trio = Trio::new();
     let version = trio.put(1, "k", "v").unwrap();
     let epoch = Epoch(u64::MAX);
     let options = RequestOptions {
-        stamp: Some(Stamp { version, epoch }),
+        stamp: Some(Stamp {
+            version,
+            epoch,
+            content: 0,
+        }),
         ..RequestOptions::default()
     };
     let tag = trio.submit(2, put("k", "v"), options);
@@ -738,6 +769,7 @@ fn a_stamp_from_the_far_future_is_refused_everywhere() {
             stamp: Some(Stamp {
                 version: silly,
                 epoch: Epoch(1),
+                content: 0,
             }),
             ..RequestOptions::default()
         },

@@ -76,15 +76,13 @@ impl RequestIds {
 }
 
 /// What a write says, in one number.
-fn fingerprint(op: &Op) -> u64 {
+fn fingerprint(key: &[u8], value: Option<&Bytes>, expires_at_ms: Option<u64>) -> u64 {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
-    if let Op::Put { key, value, .. } = op {
-        hash.update(&(key.len() as u64).to_le_bytes());
-        hash.update(key);
-        hash.update(value);
-    } else if let Op::Delete { key } = op {
-        hash.update(key);
-    }
+    hash.update(&[u8::from(value.is_some())]);
+    hash.update(&expires_at_ms.unwrap_or(0).to_le_bytes());
+    hash.update(&(key.len() as u64).to_le_bytes());
+    hash.update(key);
+    hash.update(value.map_or(&[], |value| &value[..]));
     hash.digest()
 }
 
@@ -220,7 +218,12 @@ impl Core {
         request: &Request,
         expires_at_ms: Option<u64>,
     ) -> Result<Option<(Stamp, Option<u64>)>, RequestError> {
-        let Request { op, options } = request;
+        let options = &request.options;
+        let (key, value) = match &request.op {
+            Op::Put { key, value, .. } => (key, Some(value)),
+            Op::Delete { key } | Op::Get { key } => (key, None),
+            Op::Scan { .. } | Op::Count { .. } => return Ok(None),
+        };
         if let Some(stamp) = options.stamp {
             self.observe_client(now, stamp.version)?;
             if stamp.epoch > self.epoch() {
@@ -229,13 +232,17 @@ impl Core {
                     "this node has not heard of epoch {epoch} of the retry token yet"
                 )));
             }
+            if stamp.content != fingerprint(key, value, expires_at_ms) {
+                let error = "this retry token belongs to another write: send the very same one";
+                return Err(RequestError::BadRequest(error.to_owned()));
+            }
             return Ok(Some((stamp, expires_at_ms)));
         }
         let known = options
             .request_id
             .and_then(|id| self.request_ids.writes.get(&id));
         if let Some(before) = known {
-            if before.fingerprint != fingerprint(op) {
+            if before.fingerprint != fingerprint(key, value, None) {
                 let error = "this idempotency key was used for another write: choose a new one";
                 return Err(RequestError::BadRequest(error.to_owned()));
             }
@@ -255,9 +262,10 @@ impl Core {
                         node: self.view.me,
                     },
                     epoch: self.epoch(),
+                    content: fingerprint(key, value, expires_at_ms),
                 };
                 if let Some(id) = options.request_id {
-                    let fingerprint = fingerprint(op);
+                    let fingerprint = fingerprint(key, value, None);
                     self.request_ids.insert(
                         id,
                         Remembered {
@@ -405,6 +413,11 @@ impl Core {
                     let stamp = Stamp {
                         version: op.record.version,
                         epoch: op.record.epoch,
+                        content: fingerprint(
+                            &op.record.key,
+                            op.record.value(),
+                            op.record.expires_at_ms,
+                        ),
                     };
                     Some(Err(RequestError::Unknown {
                         needed,

@@ -138,8 +138,9 @@ fn apply(model: &mut Model, run: &Run) {
 
 fn everything(engine: &dyn Engine) -> Model {
     engine
-        .scan(b"", END, usize::MAX)
+        .scan(b"", END, usize::MAX, usize::MAX)
         .unwrap()
+        .pairs
         .into_iter()
         .collect()
 }
@@ -174,7 +175,7 @@ enum Op {
     Ingest(Run),
     DropRange(Bytes, Bytes),
     Get(Bytes),
-    Scan(Bytes, Bytes, usize),
+    Scan(Bytes, Bytes, usize, usize),
     Reopen,
     Crash,
     Checkpoint,
@@ -185,22 +186,40 @@ fn any_op() -> impl Strategy<Value = Op> {
         8 => prop::collection::btree_map(any_key(), any_value(), 0..12).prop_map(Op::Ingest),
         2 => (any_key(), any_key()).prop_map(|(from, to)| Op::DropRange(from, to)),
         4 => any_key().prop_map(Op::Get),
-        4 => (any_key(), any_key(), 0usize..20).prop_map(|(a, b, n)| Op::Scan(a, b, n)),
+        4 => (any_key(), any_key(), 0usize..20, any_bytes_max())
+            .prop_map(|(a, b, limit, bytes_max)| Op::Scan(a, b, limit, bytes_max)),
         1 => Just(Op::Reopen),
         1 => Just(Op::Crash),
         1 => Just(Op::Checkpoint),
     ]
 }
 
-fn expected_scan(model: &Model, from: &Bytes, to: &Bytes, limit: usize) -> Vec<(Bytes, Bytes)> {
+/// None, a few small pairs, a few large ones, all.
+fn any_bytes_max() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..60, 1_000usize..100_000, Just(usize::MAX)]
+}
+
+fn expected_scan(
+    model: &Model,
+    from: &Bytes,
+    to: &Bytes,
+    limit: usize,
+    bytes_max: usize,
+) -> EnginePage {
+    let mut page = EnginePage::default();
     if from >= to {
-        return Vec::new();
+        return page;
     }
-    model
-        .range(from.clone()..to.clone())
-        .take(limit)
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    let mut bytes = 0;
+    for (key, value) in model.range(from.clone()..to.clone()) {
+        if page.pairs.len() == limit || (bytes >= bytes_max && !page.pairs.is_empty()) {
+            page.more = true;
+            break;
+        }
+        bytes += key.len() + value.len();
+        page.pairs.push((key.clone(), value.clone()));
+    }
+    page
 }
 
 fn agrees_with_a_map(kind: EngineKind) {
@@ -224,11 +243,11 @@ fn agrees_with_a_map(kind: EngineKind) {
                     Op::Get(key) => {
                         prop_assert_eq!(engine.get(&key).unwrap(), model.get(&key).cloned());
                     }
-                    Op::Scan(from, to, limit) => {
-                        prop_assert_eq!(
-                            engine.scan(&from, &to, limit).unwrap(),
-                            expected_scan(&model, &from, &to, limit)
-                        );
+                    Op::Scan(from, to, limit, bytes_max) => {
+                        let page = engine.scan(&from, &to, limit, bytes_max).unwrap();
+                        let expected = expected_scan(&model, &from, &to, limit, bytes_max);
+                        prop_assert_eq!(&page.pairs, &expected.pairs);
+                        prop_assert!(limit == 0 || page.more == expected.more);
                     }
                     Op::Reopen => {
                         engine.close().unwrap();
@@ -276,7 +295,7 @@ fn takes_a_large_run(kind: EngineKind) {
     let mut from = Bytes::new();
     let mut paged = Vec::new();
     loop {
-        let page = engine.scan(&from, END, 1000).unwrap();
+        let page = engine.scan(&from, END, 1000, 50_000).unwrap().pairs;
         let Some((last, _)) = page.last() else { break };
         from = Bytes::from([last, &[0][..]].concat());
         paged.extend(page);
@@ -288,6 +307,71 @@ fn takes_a_large_run(kind: EngineKind) {
         everything(&*engine) == model,
         "content differs after a crash"
     );
+}
+
+/// At every bound: one pair less, exactly, one byte more; values stored apart and empty ones.
+fn a_scan_ends_with_the_pair_that_reaches_its_bytes(kind: EngineKind) {
+    let home = Home::new(kind);
+    let engine = home.open();
+    let mut run = Run::new();
+    for (i, length) in [0, 40_000, 10, 5_000, 0, 70_000].into_iter().enumerate() {
+        let value = Bytes::from(vec![i as u8; length]);
+        run.insert(Bytes::from(format!("key-{i}")), Some(value));
+    }
+    ingest(&*engine, &run).unwrap();
+    // Neither a removed pair nor one beyond the range makes a scan go on.
+    let removed: Run = [(Bytes::from("key-6"), None), (Bytes::from("other"), None)].into();
+    let with_other: Run = removed
+        .keys()
+        .map(|k| (k.clone(), Some(k.clone())))
+        .collect();
+    ingest(&*engine, &with_other).unwrap();
+    ingest(&*engine, &removed).unwrap();
+    ingest(&*engine, &[(Bytes::from("z"), Some(Bytes::new()))].into()).unwrap();
+    let mut model = Model::new();
+    apply(&mut model, &run);
+    let (from, to) = (Bytes::from("key-0"), Bytes::from("z"));
+    let mut sums = vec![0];
+    for (key, value) in &model {
+        sums.push(sums.last().unwrap() + key.len() + value.len());
+    }
+    for sum in sums {
+        for bytes_max in [sum.saturating_sub(1), sum, sum + 1] {
+            for limit in 1..8 {
+                let expected = expected_scan(&model, &from, &to, limit, bytes_max);
+                let page = engine.scan(&from, &to, limit, bytes_max).unwrap();
+                assert!(page == expected, "{limit} pairs, {bytes_max} bytes");
+            }
+        }
+    }
+}
+
+fn a_visit_ends_when_the_visitor_says_so(kind: EngineKind) {
+    let home = Home::new(kind);
+    let engine = home.open();
+    let run = uniform_run(10, &[7; 3_000]);
+    ingest(&*engine, &run).unwrap();
+    for stop_at in 1..=11 {
+        let mut seen = Run::new();
+        let unseen = engine
+            .visit(b"", END, &mut |key, value| {
+                seen.insert(Bytes::copy_from_slice(key), Some(value));
+                seen.len() < stop_at
+            })
+            .unwrap();
+        assert!(seen.iter().eq(run.iter().take(stop_at)));
+        assert_eq!(unseen, stop_at < 10);
+    }
+    let mut calls = 0;
+    let mut count = |_: &[u8], _: Bytes| {
+        calls += 1;
+        true
+    };
+    assert!(!engine.visit(b"z", b"a", &mut count).unwrap());
+    assert!(!engine.visit(b"l", END, &mut count).unwrap());
+    engine.close().unwrap();
+    assert!(engine.visit(b"", END, &mut count).is_err());
+    assert_eq!(calls, 0);
 }
 
 fn refuses_bad_runs_and_goes_on(kind: EngineKind) {
@@ -313,8 +397,8 @@ fn refuses_bad_runs_and_goes_on(kind: EngineKind) {
         .unwrap();
     assert!(engine.get(longest).unwrap().is_some());
     assert!(engine.get(b"").unwrap().is_none());
-    assert!(engine.scan(b"z", b"a", 10).unwrap().is_empty());
-    assert!(engine.scan(b"a", b"z", 0).unwrap().is_empty());
+    assert!(engine.scan(b"z", b"a", 10, 10).unwrap().pairs.is_empty());
+    assert!(engine.scan(b"a", b"z", 0, 10).unwrap().pairs.is_empty());
 }
 
 /// Readers see, for each key, old values or new ones, never go back, and see a run as soon as its
@@ -344,7 +428,7 @@ fn readers_see_whole_values_that_never_go_back(kind: EngineKind) {
                 while completed.load(Ordering::SeqCst) < GENERATIONS {
                     let floor = completed.load(Ordering::SeqCst);
                     let pairs = if reader == 0 {
-                        engine.scan(b"", END, KEYS).unwrap()
+                        engine.scan(b"", END, KEYS, usize::MAX).unwrap().pairs
                     } else {
                         (0..KEYS)
                             .map(|i| {
@@ -395,7 +479,7 @@ fn fails_when_closed(kind: EngineKind) {
     engine.close().unwrap();
     engine.close().unwrap();
     assert!(engine.get(b"key-00000").is_err());
-    assert!(engine.scan(b"", END, 1).is_err());
+    assert!(engine.scan(b"", END, 1, 1).is_err());
     assert!(ingest(&*engine, &uniform_run(1, b"w")).is_err());
     assert!(engine.drop_range(b"a", b"z").is_err());
     assert!(engine.checkpoint(&home.fresh_path("checkpoint")).is_err());
@@ -429,7 +513,8 @@ fn takes_a_run_that_is_read_from_itself(kind: EngineKind) {
         (Bytes::from(format!("new-{i:05}")), Some(value))
     });
     engine.ingest(&mut run).unwrap();
-    assert_eq!(engine.scan(b"new", b"nex", 100).unwrap().len(), 10);
+    let found = engine.scan(b"new", b"nex", 100, usize::MAX).unwrap();
+    assert_eq!((found.pairs.len(), found.more), (10, false));
 }
 
 fn is_opened_once(kind: EngineKind) {
@@ -506,8 +591,8 @@ fn a_flipped_byte_is_never_a_wrong_answer(kind: EngineKind) {
                         }
                     }
                 }
-                if let Ok(found) = engine.scan(b"", END, usize::MAX) {
-                    let whole = found.into_iter().eq(model.clone());
+                if let Ok(found) = engine.scan(b"", END, usize::MAX, usize::MAX) {
+                    let whole = found.pairs.into_iter().eq(model.clone());
                     prop_assert!(whole, "scan with {:?} at {}", target, at);
                 }
                 Ok(())
@@ -605,6 +690,8 @@ macro_rules! suite {
         suite!($engine, $kind, [
             agrees_with_a_map,
             takes_a_large_run,
+            a_scan_ends_with_the_pair_that_reaches_its_bytes,
+            a_visit_ends_when_the_visitor_says_so,
             refuses_bad_runs_and_goes_on,
             readers_see_whole_values_that_never_go_back,
             catches_up_in_the_background,

@@ -207,25 +207,30 @@ impl Engine for FjallEngine {
         self.call(|open| Ok(open.records.get(key)?.map(value_bytes)))
     }
 
-    fn scan(
+    fn visit(
         &self,
         from: &[u8],
         to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
         self.call(|open| {
             if from >= to {
-                return Ok(Vec::new());
+                return Ok(false);
             }
-            open.db
-                .snapshot()
-                .range(&open.records, from..to)
-                .take(limit)
-                .map(|pair| {
-                    let (key, value) = pair.into_inner()?;
-                    Ok((Bytes::copy_from_slice(&key), value_bytes(value)))
-                })
-                .collect()
+            let snapshot = open.db.snapshot();
+            let mut pairs = snapshot.range(&open.records, from..to);
+            while let Some(pair) = pairs.next() {
+                let (key, value) = pair.into_inner()?;
+                if visitor(&key, value_bytes(value)) {
+                    continue;
+                }
+                // Of the next pair only the key is read, not a value stored apart.
+                return match pairs.next() {
+                    Some(pair) => Ok(pair.key().map(|_| true)?),
+                    None => Ok(false),
+                };
+            }
+            Ok(false)
         })
     }
 

@@ -214,22 +214,24 @@ impl Engine for MemoryEngine {
         Ok(self.content.map.read().get(key).cloned())
     }
 
-    fn scan(
+    fn visit(
         &self,
         from: &[u8],
         to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
         self.check_read()?;
         if from >= to {
-            return Ok(Vec::new());
+            return Ok(false);
         }
         let map = self.content.map.read();
-        Ok(map
-            .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
-            .take(limit)
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect())
+        let mut pairs = map.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
+        for (key, value) in &mut pairs {
+            if !visitor(key, value.clone()) {
+                return Ok(pairs.next().is_some());
+            }
+        }
+        Ok(false)
     }
 
     fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
@@ -356,7 +358,7 @@ mod tests {
         engine.ingest(&mut run(&["a"]).into_iter()).unwrap();
         engine.fail_next_reads(2);
         assert!(engine.get(b"a").is_err());
-        assert!(engine.scan(b"a", b"z", 10).is_err());
+        assert!(engine.scan(b"a", b"z", 10, 10).is_err());
         assert!(engine.get(b"a").unwrap().is_some());
     }
 

@@ -9,8 +9,8 @@
 //! 1. [`Engine::ingest`] is durable and visible as a whole when it returns; a crash in the middle
 //!    may leave any *subset* visible, and ingesting the same run again then repairs it. Later runs
 //!    overwrite earlier ones **by arrival**, so the caller must keep flush order.
-//! 2. [`Engine::get`] and [`Engine::scan`] see the latest completed ingestion, from any thread, while
-//!    others ingest. A scan is of one snapshot.
+//! 2. [`Engine::get`], [`Engine::visit`] and [`Engine::scan`] see the latest completed ingestion, from
+//!    any thread, while others ingest. A visit or a scan is of one snapshot.
 //! 3. Keys are 1 to [`ENGINE_KEY_BYTES_MAX`] arbitrary bytes, values any bytes, also none; order is
 //!    bytewise on keys. A run that breaks this is refused ([`EngineError::BadRun`]).
 //! 4. An error is an error: a failed read is never `None`, a failed ingestion is never `Ok`. After
@@ -74,6 +74,15 @@ impl EngineError {
     }
 }
 
+/// What [`Engine::scan`] found.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct EnginePage {
+    /// Keys and values, in key order.
+    pub pairs: Vec<(Bytes, Bytes)>,
+    /// Whether the range goes on behind them. Exact, but not asked for a `limit` of 0.
+    pub more: bool,
+}
+
 /// Checks, key by key, that a run is what the contract asks for.
 #[derive(Default)]
 struct RunOrder {
@@ -113,13 +122,44 @@ pub trait Engine: Send + Sync + 'static {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
 
-    /// Up to `limit` pairs with `from <= key < to` in order, of one snapshot.
+    /// Shows the pairs with `from <= key < to`, in order and of one snapshot, until `visitor` returns
+    /// false. Returns whether it left pairs unseen.
+    ///
+    /// Values are loaded one at a time, and only those that are shown. Closing and, in some engines,
+    /// ingesting wait for it: a visitor should stop in time and continue from where it was. It must
+    /// not call the engine.
+    fn visit(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError>;
+
+    /// The first pairs with `from <= key < to`, in order and of one snapshot: up to `limit`, and no
+    /// further than the pair with which their keys and values come to `bytes_max` bytes. So unless
+    /// `limit` is 0 or the range is empty there is one pair at least, and never more than
+    /// `bytes_max` and one pair in memory.
     fn scan(
         &self,
         from: &[u8],
         to: &[u8],
         limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
+        bytes_max: usize,
+    ) -> Result<EnginePage, EngineError> {
+        let mut pairs = Vec::new();
+        let mut bytes = 0usize;
+        let unseen = self.visit(from, to, &mut |key, value| {
+            if limit > 0 {
+                bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
+                pairs.push((Bytes::copy_from_slice(key), value));
+            }
+            pairs.len() < limit && bytes < bytes_max
+        })?;
+        Ok(EnginePage {
+            pairs,
+            more: unseen,
+        })
+    }
 
     /// Removes every key with `from <= key < to`, durably.
     fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError>;

@@ -99,7 +99,12 @@ impl StoreReader {
             take(self.shared.decode(&entry)?);
         }
         let (from, to) = engine_range(partition, Keyspace::Eventual, after);
-        for (key, value) in self.shared.engine.scan(&from, &to, limit)? {
+        for (key, value) in self
+            .shared
+            .engine
+            .scan(&from, &to, limit, usize::MAX)?
+            .pairs
+        {
             let key = key.get(ENGINE_KEY_PREFIX_BYTES..).unwrap_or_default();
             take(self.shared.decode_engine(key, value)?);
         }

@@ -78,7 +78,7 @@ pub(super) fn open(
 
 /// A store without a log is a new one; an engine that holds something has lost its log.
 fn check_engine_is_empty(engine: &dyn Engine) -> Result<(), StoreError> {
-    if engine.scan(&[], &[0xff], 1)?.is_empty() {
+    if engine.scan(&[], &[0xff], 1, 1)?.pairs.is_empty() {
         return Ok(());
     }
     let what = "the engine holds records, but the log is gone";

@@ -141,12 +141,13 @@ impl Answer {
 }
 
 const TOKEN: &str = "0000000001000000-0000000000000002";
-const RETRY_TOKEN: &str = "0000000001000000-0000000000000002-1f";
+const RETRY_TOKEN: &str = "0000000001000000-0000000000000002-1f-000000000000abcd";
 
 fn stamp() -> Stamp {
     Stamp {
         version: token(),
         epoch: Epoch(0x1f),
+        content: 0xabcd,
     }
 }
 

@@ -65,6 +65,7 @@ fn failure(name: &str) -> RequestError {
                     node: NodeId(1),
                 },
                 epoch: Epoch(1),
+                content: 0,
             },
         },
         "timeout" => RequestError::TimedOut { needed, got, of },

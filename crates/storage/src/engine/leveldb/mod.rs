@@ -163,26 +163,26 @@ impl Engine for LevelDbEngine {
         self.call(|handle| handle.get(key))
     }
 
-    fn scan(
+    fn visit(
         &self,
         from: &[u8],
         to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
         self.call(|handle| {
             let mut cursor = handle.iterate(false);
             cursor.seek(from);
-            let mut pairs = Vec::new();
-            while pairs.len() < limit {
-                match cursor.pair()? {
-                    Some((key, value)) if key < to => {
-                        pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-                    }
-                    _ => break,
+            let mut wanted = true;
+            while let Some((key, value)) = cursor.pair()?
+                && key < to
+            {
+                if !wanted {
+                    return Ok(true);
                 }
+                wanted = visitor(key, Bytes::copy_from_slice(value));
                 cursor.next();
             }
-            Ok(pairs)
+            Ok(false)
         })
     }
 

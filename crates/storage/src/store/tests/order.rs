@@ -29,13 +29,13 @@ impl Engine for Watched {
         self.engine.get(key)
     }
 
-    fn scan(
+    fn visit(
         &self,
         from: &[u8],
         to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        self.engine.scan(from, to, limit)
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
+        self.engine.visit(from, to, visitor)
     }
 
     fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
