@@ -18,8 +18,11 @@ pub struct PartitionDigest {
     pub hash: u128,
 }
 
-/// Records read at a time.
+/// Records read at a time, at most...
 const CHUNK_RECORDS: usize = 1024;
+
+/// ...and their bytes.
+const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
 /// Reads a whole partition and digests it. Takes as long as reading it does.
 ///
@@ -36,7 +39,8 @@ pub fn digest(reader: &StoreReader, partition: PartitionId) -> Result<PartitionD
     let mut after: Option<Bytes> = None;
     let mut bytes = Vec::new();
     loop {
-        let records = reader.scan(partition, after.as_deref(), CHUNK_RECORDS)?;
+        let (records, more) =
+            reader.scan_page(partition, after.as_deref(), CHUNK_RECORDS, CHUNK_BYTES)?;
         for record in &records {
             bytes.clear();
             record.encode(&mut bytes);
@@ -46,7 +50,7 @@ pub fn digest(reader: &StoreReader, partition: PartitionId) -> Result<PartitionD
             digest.tombstones += u64::from(record.value().is_none());
         }
         match records.last() {
-            Some(last) if records.len() == CHUNK_RECORDS => after = Some(last.key.clone()),
+            Some(last) if more => after = Some(last.key.clone()),
             _ => break,
         }
     }

@@ -35,11 +35,16 @@ pub trait Frontend {
     /// Says how many bytes of a connection's output its client has not taken yet.
     fn set_backlog(&mut self, conn: u64, bytes: usize);
 
-    /// Whether no more bytes of this client should be read now: it has too much in flight.
+    /// Whether no more bytes of this client should be read now: it has too much in flight, or takes too
+    /// little of its output. Once it is over, the shell says so by [`Frontend::on_bytes`], if need be
+    /// without bytes: what was sent before may hold further commands.
     fn is_paused(&self, conn: u64) -> bool;
 
     /// Whether the connection is to be closed once its output is written.
     fn wants_close(&self, conn: u64) -> bool;
+
+    /// Whether the connection is to be closed now, its output unwritten: its client does not read.
+    fn must_close_now(&self, conn: u64) -> bool;
 
     /// The connection is gone.
     fn close(&mut self, conn: u64);

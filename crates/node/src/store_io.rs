@@ -407,38 +407,13 @@ pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, Store
             after,
             limit,
         } => {
-            let limit = (*limit).max(1) as usize;
-            let mut records = reader.scan(*partition, after.as_deref(), limit)?;
-            let kept = page_len(&records);
-            let more = records.len() == limit || kept < records.len();
-            records.truncate(kept);
+            let limit = *limit as usize;
+            let (records, more) =
+                reader.scan_page(*partition, after.as_deref(), limit, PAGE_BYTES_MAX)?;
             Ok(ReadAnswer::Page { records, more })
         }
         ReadQuery::Count { partition, wall_ms } => {
-            const CHUNK: usize = 1024;
-            let mut live = 0;
-            let mut after: Option<Bytes> = None;
-            loop {
-                let records = reader.scan(*partition, after.as_deref(), CHUNK)?;
-                live += records
-                    .iter()
-                    .filter(|r| r.visible_value(*wall_ms).is_some())
-                    .count() as u64;
-                match records.last() {
-                    Some(last) if records.len() == CHUNK => after = Some(last.key.clone()),
-                    _ => return Ok(ReadAnswer::Count(live)),
-                }
-            }
+            Ok(ReadAnswer::Count(reader.count_live(*partition, *wall_ms)?))
         }
     }
-}
-
-/// How many of these records make a page: as many as fit, but one at least.
-fn page_len(records: &[Record]) -> usize {
-    let mut bytes = 0;
-    let fitting = records.iter().take_while(|record| {
-        bytes += record.encoded_len();
-        bytes <= PAGE_BYTES_MAX
-    });
-    fitting.count().max(1)
 }

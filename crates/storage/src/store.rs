@@ -28,6 +28,7 @@
 mod flush;
 mod reader;
 mod recover;
+mod scan;
 mod shared;
 
 use std::cmp::Ordering;

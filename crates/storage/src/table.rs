@@ -41,6 +41,12 @@ impl Entry {
         &self.encoded[HEADER_BYTES..HEADER_BYTES + self.key_len as usize]
     }
 
+    /// The key, sharing the record's memory.
+    pub(crate) fn key_bytes(&self) -> Bytes {
+        self.encoded
+            .slice(HEADER_BYTES..HEADER_BYTES + self.key_len as usize)
+    }
+
     pub(crate) fn record(&self) -> Result<Record, DecodeError> {
         Record::decode(self.encoded.clone())
     }
@@ -138,22 +144,24 @@ impl Table {
         })
     }
 
-    /// The first `limit` entries of a partition behind the key `after`, in no useful order.
-    pub(crate) fn scan(
+    /// The first `limit` entries of a partition behind the key `after`, in no useful order, and
+    /// whether there are more. Copies no record.
+    pub(crate) fn first(
         &self,
         partition: PartitionId,
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Vec<Entry> {
+    ) -> (Vec<Entry>, bool) {
         let mut found: Vec<&Entry> = self
             .partition(partition)
             .filter(|entry| after.is_none_or(|after| entry.key() > after))
             .collect();
-        if found.len() > limit {
+        let more = found.len() > limit;
+        if more {
             found.select_nth_unstable_by(limit, |a, b| a.key().cmp(b.key()));
             found.truncate(limit);
         }
-        found.into_iter().cloned().collect()
+        (found.into_iter().cloned().collect(), more)
     }
 
     /// All entries, by (partition, key): the engine's order.
@@ -248,12 +256,18 @@ mod tests {
         let record = table.get(b"b").unwrap().record().unwrap();
         assert_eq!(record.value().unwrap(), "b-4");
         assert!(table.get(b"c").is_none());
-        assert_eq!(keys(table.scan(PartitionId(0), None, 10)), ["a", "b"]);
-        assert_eq!(keys(table.scan(PartitionId(0), Some(b"a"), 10)), ["b"]);
-        assert_eq!(keys(table.scan(PartitionId(0), None, 1)), ["a"]);
-        assert_eq!(keys(table.scan(PartitionId(1), None, 10)), ["x"]);
-        assert!(table.scan(PartitionId(2), None, 10).is_empty());
-        assert!(table.scan(PartitionId(9), None, 10).is_empty());
+        let first = |partition, after, limit| {
+            let (entries, more) = table.first(PartitionId(partition), after, limit);
+            (keys(entries).concat(), more)
+        };
+        assert_eq!(first(0, None, 10), ("ab".into(), false));
+        assert_eq!(first(0, None, 2), ("ab".into(), false));
+        assert_eq!(first(0, None, 1), ("a".into(), true));
+        assert_eq!(first(0, Some(b"a"), 10), ("b".into(), false));
+        assert_eq!(first(0, Some(b"b"), 10), (String::new(), false));
+        assert_eq!(first(1, None, 10), ("x".into(), false));
+        assert_eq!(first(2, None, 10), (String::new(), false));
+        assert_eq!(first(9, None, 10), (String::new(), false));
         let sorted = table.sorted().into_iter().cloned();
         let order: Vec<_> = sorted.map(|e| (e.partition.0, e.key().to_vec())).collect();
         assert_eq!(

@@ -71,7 +71,8 @@ impl Core {
                 quorum.fail(index);
             }
         }
-        if let Quorum::Impossible { needed, got, of } = quorum.outcome() {
+        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
+            let got = reachable(&quorum);
             return Err(RequestError::Unavailable { needed, got, of });
         }
         let op = ReadOp {
@@ -280,7 +281,8 @@ impl Core {
                     }
                     self.ask_another(now, id);
                 }
-                Quorum::Impossible { needed, got, of } => {
+                Quorum::Impossible { needed, of, .. } => {
+                    let got = reachable(&op.quorum);
                     let error = RequestError::Unavailable { needed, got, of };
                     return self.end_read(now, id, Err(error));
                 }
@@ -348,6 +350,11 @@ impl Core {
             self.finish_kind(now, op.started_ns, OpKind::Get, op.tag, result);
         }
     }
+}
+
+/// Replicas that answered or still may.
+pub(super) fn reachable(quorum: &ReadQuorum) -> u8 {
+    quorum.answered_count() + quorum.outstanding().len()
 }
 
 /// What a client sees of a record.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, check_quorum};
 use mds_types::{NodeId, PartitionId, Record};
 
+use super::read::reachable;
 use super::replica::{PAGE_RECORDS_MAX, ReplicaRequest};
 use super::{Core, OpKind, Pending, Replicas};
 use crate::api::{Now, Outcome, RequestError, RequestOptions, Tag};
@@ -97,7 +98,8 @@ impl Core {
                 quorum.fail(index);
             }
         }
-        if let Quorum::Impossible { needed, got, of } = quorum.outcome() {
+        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
+            let got = reachable(&quorum);
             return Err(RequestError::Unavailable { needed, got, of });
         }
         let op = ScanOp {
@@ -192,7 +194,8 @@ impl Core {
                     };
                     return self.end_scan(now, id, Ok(outcome));
                 }
-                Quorum::Impossible { needed, got, of } => {
+                Quorum::Impossible { needed, of, .. } => {
+                    let got = reachable(&op.quorum);
                     let error = RequestError::Unavailable { needed, got, of };
                     return self.end_scan(now, id, Err(error));
                 }

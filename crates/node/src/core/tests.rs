@@ -387,6 +387,13 @@ fn with_two_of_three_dead_requests_fail_at_once_with_numbers_and_nothing_is_done
         "needed 2, got 1 of 3"
     );
     assert_eq!(trio.stored("k"), same("before"));
+    let all = RequestOptions {
+        read_quorum: Some(3),
+        ..RequestOptions::default()
+    };
+    let tag = trio.submit(1, get("k"), all);
+    let error = trio.answer(tag).unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "needed 3, got 1 of 3");
     // Weaker quorums still work, and say no more than they are.
     let options = RequestOptions {
         read_quorum: Some(1),

@@ -18,7 +18,8 @@ pub const PIPELINE_MAX: usize = 1024;
 /// Reply bytes that a client has not taken: its connection is closed beyond this. A client that asks
 /// for more than it reads cannot be served.
 pub const OUTPUT_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Reply bytes that a client has not taken: nothing more is read from it beyond this.
+/// Reply bytes that a client has not taken: nothing more is read from it, and no further command of it
+/// is started, beyond this.
 pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;
 
 /// Keys in flight are counted by hash, in this many counters; two keys that share one merely wait
@@ -166,6 +167,8 @@ pub(super) struct Conn {
     pub(super) active: Now,
     /// Says goodbye: no more commands; to be closed when all replies are out.
     pub(super) ending: bool,
+    /// Too much output was waiting: what was left of it is dropped, to be closed at once.
+    overflowed: bool,
     pub(super) dirty: bool,
     /// Bytes the shell has taken and the client has not.
     pub(super) backlog: usize,
@@ -196,6 +199,7 @@ impl Conn {
             opened: None,
             active: Now::default(),
             ending: false,
+            overflowed: false,
             dirty: false,
             backlog: 0,
             output: BytesMut::new(),
@@ -280,6 +284,9 @@ impl Conn {
     }
 
     fn write(&mut self, answer: Answer, protocol: Protocol) {
+        if self.overflowed {
+            return;
+        }
         match answer {
             Answer::Reply(reply) => reply.encode(protocol, &mut self.output),
             Answer::Written(reply, acked) => {
@@ -298,6 +305,9 @@ impl Conn {
                 "closing a client that does not read its replies"
             );
             self.ending = true;
+            self.overflowed = true;
+            self.input = BytesMut::new();
+            self.stalled = None;
             self.output = BytesMut::new();
             self.slots.clear();
         }
@@ -308,17 +318,28 @@ impl Conn {
         self.slots.len() >= PIPELINE_MAX
     }
 
-    /// Whether no more should be read from this client now.
+    /// Whether so much output waits for the client that nothing further is started for it.
+    pub(super) fn is_output_high(&self) -> bool {
+        self.output.len() + self.backlog > OUTPUT_BYTES_PAUSE
+    }
+
+    /// Whether no more should be read from this client now. A stalled command pauses only while what it
+    /// waits for is running: else nothing but the shell's next word would start it.
     pub(super) fn is_paused(&self) -> bool {
         self.ending
             || self.is_full()
-            || self.stalled.is_some()
-            || self.output.len() + self.backlog > OUTPUT_BYTES_PAUSE
+            || self.is_output_high()
+            || (self.stalled.is_some() && !self.hazards.allows_everything())
     }
 
     /// Whether the connection is to be closed once its output is written.
     pub(super) fn wants_close(&self) -> bool {
         self.ending && self.slots.is_empty()
+    }
+
+    /// Whether the connection is to be closed now, whatever has not been written.
+    pub(super) fn must_close_now(&self) -> bool {
+        self.overflowed
     }
 
     pub(super) fn has_output(&self) -> bool {

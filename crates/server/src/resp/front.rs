@@ -16,7 +16,7 @@
 //! Commands in flight per connection: `PIPELINE_MAX`. Requests in flight per command:
 //! `GATHER_IN_FLIGHT_MAX` and `WALK_IN_FLIGHT_MAX`. Input per connection: what one read gave plus
 //! one unfinished command (`COMMAND_BYTES_MAX`). Output: `OUTPUT_BYTES_MAX`; beyond it the connection
-//! wants to be closed at once, and what its client has not read yet is lost to it.
+//! must be closed at once, and what its client has not read yet is lost to it.
 
 use std::collections::BTreeMap;
 
@@ -132,7 +132,7 @@ impl RespFront {
     /// What the next command of a connection wants done.
     fn next_action(&mut self, now: Now, key: Key, core: &dyn Submit) -> Option<Action> {
         let conn = self.conns.get_mut(key)?;
-        if conn.ending || conn.is_full() {
+        if conn.ending || conn.is_full() || conn.is_output_high() {
             return None;
         }
         if let Some(action) = conn.stalled.take() {
@@ -415,6 +415,10 @@ impl Frontend for RespFront {
 
     fn wants_close(&self, conn: u64) -> bool {
         self.conn_of(conn).is_none_or(Conn::wants_close)
+    }
+
+    fn must_close_now(&self, conn: u64) -> bool {
+        self.conn_of(conn).is_none_or(Conn::must_close_now)
     }
 
     /// Answers to requests of this connection that still come are dropped; writes that were

@@ -546,6 +546,39 @@ mod tests {
         }
     }
 
+    /// A value beyond a scan's bounds is not read: damage in it shows only when it is asked for.
+    #[test]
+    fn values_beyond_the_bounds_of_a_scan_are_not_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        for (key, byte) in [("a", 0x5a), ("b", 0xa5)] {
+            let value = Bytes::from(vec![byte; 100_000]);
+            engine
+                .ingest(&mut [(Bytes::from(key), Some(value))].into_iter())
+                .unwrap();
+        }
+        let blobs = engine
+            .call(|open| Ok(open.records.path().join(BLOBS_DIRECTORY)))
+            .unwrap();
+        drop(engine);
+        for entry in fs::read_dir(blobs).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            // The second value lies in a file of its own, or behind the first.
+            if let Some(at) = bytes.windows(64).position(|window| window == [0xa5; 64]) {
+                bytes[at + 1_000] ^= 1;
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        let engine = open(directory.path()).unwrap();
+        for (limit, bytes_max) in [(1, usize::MAX), (2, 1), (2, 100_001)] {
+            let page = engine.scan(b"a", b"z", limit, bytes_max).unwrap();
+            assert_eq!((page.pairs.len(), page.more), (1, true));
+        }
+        assert!(engine.scan(b"a", b"z", 2, 100_002).is_err());
+        assert!(engine.get(b"b").is_err());
+    }
+
     /// What has data but no marker is damaged, and left as it is.
     #[test]
     fn data_without_a_version_is_damage() {

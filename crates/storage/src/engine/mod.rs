@@ -79,7 +79,7 @@ impl EngineError {
 pub struct EnginePage {
     /// Keys and values, in key order.
     pub pairs: Vec<(Bytes, Bytes)>,
-    /// Whether the range goes on behind them. Exact, but not asked for a `limit` of 0.
+    /// Whether the range goes on behind them. Exact.
     pub more: bool,
 }
 
@@ -148,16 +148,19 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<EnginePage, EngineError> {
         let mut pairs = Vec::new();
         let mut bytes = 0usize;
+        let mut refused = false;
         let unseen = self.visit(from, to, &mut |key, value| {
-            if limit > 0 {
-                bytes = bytes.saturating_add(key.len()).saturating_add(value.len());
-                pairs.push((Bytes::copy_from_slice(key), value));
+            refused = limit == 0;
+            if refused {
+                return false;
             }
+            bytes = bytes.saturating_add(key.len() + value.len());
+            pairs.push((Bytes::copy_from_slice(key), value));
             pairs.len() < limit && bytes < bytes_max
         })?;
         Ok(EnginePage {
             pairs,
-            more: unseen,
+            more: unseen || refused,
         })
     }
 

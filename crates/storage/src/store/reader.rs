@@ -1,21 +1,17 @@
-//! Reading: tables first, then the engine.
+//! Reading single keys and the epoch index: tables first, then the engine.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as MapEntry;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use mds_types::{Epoch, PartitionId, Record};
+use mds_types::{Epoch, Record};
 
 use super::shared::Shared;
 use super::{StoreError, StoreStats};
-use crate::keys::{ENGINE_KEY_PREFIX_BYTES, Keyspace, engine_range};
 use crate::runs::{IndexRow, RowRange, RunInfo, sort_rows};
 
 /// Reads a store from any thread. What it sees is durable by the policy.
 #[derive(Clone)]
 pub struct StoreReader {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// An answer from memory.
@@ -59,58 +55,6 @@ impl StoreReader {
         }
     }
 
-    /// The first `limit` records of a partition behind the key `after`, in key order, the newest of
-    /// each key, tombstones included. Fewer than `limit` means that the partition ends there.
-    ///
-    /// Not a snapshot: a record that is written meanwhile may be seen or not.
-    ///
-    /// # Errors
-    /// As [`StoreReader::get`].
-    pub fn scan(
-        &self,
-        partition: PartitionId,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<Record>, StoreError> {
-        self.shared.check_sound()?;
-        // Tables before the engine: what is flushed in between is then seen twice, not never. The
-        // table that was flushed last is in the engine.
-        let (active, frozen) = {
-            let tables = self.shared.tables.read();
-            let active = tables.active.scan(partition, after, limit);
-            (active, tables.frozen.clone())
-        };
-        // The first `limit` of the whole are among the first `limit` of each part.
-        let mut newest: BTreeMap<Bytes, Record> = BTreeMap::new();
-        let mut take = |record: Record| match newest.entry(record.key.clone()) {
-            MapEntry::Vacant(place) => {
-                place.insert(record);
-            }
-            MapEntry::Occupied(mut place) => {
-                if record.supersedes(place.get()) {
-                    place.insert(record);
-                }
-            }
-        };
-        let frozen = frozen
-            .iter()
-            .flat_map(|table| table.scan(partition, after, limit));
-        for entry in active.into_iter().chain(frozen) {
-            take(self.shared.decode(&entry)?);
-        }
-        let (from, to) = engine_range(partition, Keyspace::Eventual, after);
-        for (key, value) in self
-            .shared
-            .engine
-            .scan(&from, &to, limit, usize::MAX)?
-            .pairs
-        {
-            let key = key.get(ENGINE_KEY_PREFIX_BYTES..).unwrap_or_default();
-            take(self.shared.decode_engine(key, value)?);
-        }
-        Ok(newest.into_values().take(limit).collect())
-    }
-
     /// Rows of the epoch index, sorted by (partition, bucket, key): every key written in the epoch,
     /// with its greatest version, from the run files and the tables.
     ///
@@ -119,7 +63,7 @@ impl StoreReader {
     pub fn index_rows(&self, epoch: Epoch, range: RowRange) -> Result<Vec<IndexRow>, StoreError> {
         self.shared.check_sound()?;
         let bucket_count = self.shared.options.bucket_count;
-        // Tables before run files, for the reason that a scan has.
+        // Tables before run files, so that what is flushed in between is seen twice, not never.
         let (mut encoded, frozen) = {
             let tables = self.shared.tables.read();
             let active = tables.active.written(range.partition());

@@ -9,6 +9,7 @@ use mds_types::{Body, Hlc, NodeId, PartitionId, Version};
 mod faults;
 mod model;
 mod order;
+mod scan;
 
 /// A disk and an engine that outlive stores.
 struct Bench {

@@ -225,12 +225,40 @@ fn a_client_that_does_not_read_is_paused_and_then_closed() {
         client.front.is_paused(CONN),
         "more than {OUTPUT_BYTES_PAUSE} bytes wait"
     );
-    for _ in 0..OUTPUT_BYTES_MAX / VALUE_BYTES_MAX {
-        client.send(&encode(&[b"GET", b"k"]));
-        client.answer_all();
-    }
+    // What is sent now is not even started.
+    client.send(&encode(&[b"GET", b"k"]));
+    assert_eq!(client.front.in_flight(), 0);
+    client.output();
+    client.send(b"");
+    assert_eq!(client.front.in_flight(), 1);
+    client.answer_all();
+    client.output();
+
+    // What was in flight before there was any output is answered, up to the limit.
+    let many = OUTPUT_BYTES_MAX / VALUE_BYTES_MAX + 2;
+    client.send(&encode(&[b"GET", b"k"]).repeat(many));
+    assert_eq!(client.front.in_flight(), many);
+    assert!(!client.front.must_close_now(CONN));
+    client.answer_all();
+    assert!(client.front.must_close_now(CONN));
     assert!(client.front.wants_close(CONN));
     assert_eq!(client.front.take_output(CONN), None);
+    assert!(client.front.take_dirty().contains(&CONN));
+}
+
+#[test]
+fn a_stalled_command_goes_on_when_the_output_is_taken() {
+    let mut client = Client::new();
+    // The second waits for the first, which is answered while a lot of output waits.
+    client.send(&[encode(&[b"SET", b"k", b"v"]), encode(&[b"GET", b"k"])].concat());
+    assert_eq!(client.front.in_flight(), 1);
+    client.front.set_backlog(CONN, OUTPUT_BYTES_PAUSE + 1);
+    client.answer_all();
+    assert!(client.front.is_paused(CONN));
+    assert_eq!(client.front.in_flight(), 0);
+    client.front.set_backlog(CONN, 0);
+    assert!(!client.front.is_paused(CONN), "or nobody would start it");
+    assert_eq!(client.roundtrip(b""), b"+OK\r\n$1\r\nv\r\n");
 }
 
 #[test]

@@ -71,6 +71,8 @@ fn a_failed_sync_or_append_poisons_everything() {
         assert!(is_poisoned(reader.get(b"a")));
         assert_eq!(reader.get_in_memory(b"a"), Lookup::Ask);
         assert!(is_poisoned(reader.scan(PartitionId(0), None, 1)));
+        assert!(is_poisoned(reader.scan_page(PartitionId(0), None, 1, 1)));
+        assert!(is_poisoned(reader.count_live(PartitionId(0), 0)));
         assert!(is_poisoned(reader.index_rows(Epoch(0), RowRange::All)));
         assert!(reader.stats().poisoned);
         let error = reader.get(b"a").unwrap_err().to_string();
@@ -93,10 +95,14 @@ fn engine_read_errors_are_errors_and_damaged_values_are_named() {
     let mut store = bench.open();
     let reader = store.reader();
     let partition = partition_of(b"a", 4);
-    bench.engine.fail_next_reads(3);
+    bench.engine.fail_next_reads(4);
     assert!(matches!(reader.get(b"a"), Err(StoreError::Engine(_))));
     assert!(matches!(
         reader.scan(partition, None, 9),
+        Err(StoreError::Engine(_))
+    ));
+    assert!(matches!(
+        reader.count_live(partition, 0),
         Err(StoreError::Engine(_))
     ));
     let merged = store.merge(&[record("b", 1, "x"), record("a", 2, "x")]);
@@ -117,6 +123,10 @@ fn engine_read_errors_are_errors_and_damaged_values_are_named() {
         assert!(matches!(reader.get(b"a"), Err(StoreError::Corrupt { .. })));
         assert!(matches!(
             reader.scan(partition, None, 9),
+            Err(StoreError::Corrupt { .. })
+        ));
+        assert!(matches!(
+            reader.count_live(partition, 0),
             Err(StoreError::Corrupt { .. })
         ));
         assert!(matches!(

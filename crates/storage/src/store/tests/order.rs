@@ -74,6 +74,7 @@ fn readers_see_every_record_while_it_moves_to_the_engine() {
         let partition = partition_of(b"k", 4);
         let scanned = reader.scan(partition, None, 10).unwrap();
         assert_eq!(scanned[0].version.hlc.0, hlc);
+        assert_eq!(reader.count_live(partition, 0).unwrap(), 1);
         let rows = reader.index_rows(Epoch(0), RowRange::All).unwrap();
         assert_eq!(rows[0].version.hlc.0, hlc);
         count.fetch_add(1, Ordering::SeqCst);

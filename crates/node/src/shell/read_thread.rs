@@ -1,0 +1,154 @@
+//! The threads that read what is not in memory.
+//!
+//! The data thread answers what it finds in memory itself. Everything else may wait for the disk, so it
+//! goes to a thread: single keys to one, pages and counts to another, so that no key waits behind a
+//! walk over a partition. The answers come back through a queue and are taken in with a later turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::thread::JoinHandle;
+
+use mds_storage::store::StoreReader;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::store_io::{ReadAnswer, ReadQuery, Ticket, read};
+
+/// Questions that wait for the threads, at most; further ones are refused, and their coordinators
+/// ask another replica.
+const READS_WAITING_MAX: usize = 16 * 1024;
+
+/// A question and who asked it.
+pub(super) type Question = (Ticket, ReadQuery);
+
+/// Answers on their way back to the data loop. `None`: the read failed.
+#[derive(Default)]
+pub(super) struct AnswerQueue {
+    answers: Mutex<Vec<(Question, Option<ReadAnswer>)>>,
+    pub(super) notify: Notify,
+}
+
+impl AnswerQueue {
+    fn push(&self, question: Question, answer: Option<ReadAnswer>) {
+        self.answers.lock().push((question, answer));
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> Vec<(Question, Option<ReadAnswer>)> {
+        std::mem::take(&mut *self.answers.lock())
+    }
+}
+
+/// The reading threads. Owned by the data thread.
+pub(super) struct ReadThreads {
+    keys: Lane,
+    walks: Lane,
+    waiting: usize,
+    answers: Arc<AnswerQueue>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+struct Lane {
+    questions: Sender<Vec<Question>>,
+    /// Filled during a turn.
+    next: Vec<Question>,
+    thread: JoinHandle<()>,
+}
+
+impl ReadThreads {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system gives no further threads.
+    pub(super) fn spawn(
+        reader: &StoreReader,
+        answers: Arc<AnswerQueue>,
+    ) -> std::io::Result<ReadThreads> {
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let lane = |name: &str| {
+            let (questions, asked) = std::sync::mpsc::channel();
+            let (reader, answers) = (reader.clone(), answers.clone());
+            let is_stopping = is_stopping.clone();
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping))?;
+            Ok::<Lane, std::io::Error>(Lane {
+                questions,
+                next: Vec::new(),
+                thread,
+            })
+        };
+        Ok(ReadThreads {
+            keys: lane("mds-read")?,
+            walks: lane("mds-walk")?,
+            waiting: 0,
+            answers,
+            is_stopping,
+        })
+    }
+
+    /// Takes a question, to be sent with [`ReadThreads::send`]. False: too many wait already.
+    pub(super) fn ask(&mut self, question: Question) -> bool {
+        if self.waiting >= READS_WAITING_MAX {
+            return false;
+        }
+        self.waiting += 1;
+        match question.1 {
+            ReadQuery::Get { .. } => self.keys.next.push(question),
+            ReadQuery::Page { .. } | ReadQuery::Count { .. } => self.walks.next.push(question),
+        }
+        true
+    }
+
+    /// Sends what a turn has asked. False: a thread has ended, which it never does by itself.
+    pub(super) fn send(&mut self) -> bool {
+        let mut is_running = true;
+        for lane in [&mut self.keys, &mut self.walks] {
+            if !lane.next.is_empty() {
+                is_running &= lane.questions.send(std::mem::take(&mut lane.next)).is_ok();
+            }
+        }
+        is_running
+    }
+
+    /// The answers that have come since the last call.
+    pub(super) fn take_answers(&mut self) -> Vec<(Question, Option<ReadAnswer>)> {
+        let answers = self.answers.take();
+        self.waiting -= answers.len();
+        answers
+    }
+
+    /// Ends the threads and waits for them: for the read that each has in hand, at most.
+    pub(super) fn stop(self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        for Lane {
+            questions, thread, ..
+        } in [self.keys, self.walks]
+        {
+            drop(questions);
+            if thread.join().is_err() {
+                tracing::error!("a reading thread panicked");
+            }
+        }
+    }
+}
+
+fn read_loop(
+    reader: &StoreReader,
+    asked: &Receiver<Vec<Question>>,
+    answers: &AnswerQueue,
+    is_stopping: &AtomicBool,
+) {
+    while let Ok(questions) = asked.recv() {
+        for question in questions {
+            if is_stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            let answer = read(reader, &question.1)
+                .inspect_err(|error| tracing::error!(%error, "a read failed"))
+                .ok();
+            answers.push(question, answer);
+        }
+    }
+}
