@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use mds_types::limits::{MEMBER_TEXT_BYTES_MAX, MEMBERS_MAX};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{
     ClusterConfig, ClusterId, Epoch, IncarnationId, MemberInfo, NodeId, Topology, TopologyMember,
     TopologyVersion,
@@ -220,7 +221,7 @@ impl ClusterState {
         if boot == known.boot && nonce == known.boot_nonce {
             return Response::Done;
         }
-        if boot <= known.boot {
+        if boot <= known.boot && !is_on(Mutation::CopyAccepted) {
             return Response::Refused(start_number_used(boot));
         }
         known.boot = boot;

@@ -21,8 +21,24 @@ use crate::random::Random;
 /// Keys that the clients fight over.
 const KEYS: u64 = 24;
 
+/// The key that everybody wants when there is a hot one.
+const HOT_KEY: u64 = 7;
+
+/// A value above this is counted as huge, bytes: more than a segment of the simulated log holds.
+const HUGE_BYTES: usize = 24 * 1024;
+
 /// Attempts at one operation, at most.
 const ATTEMPTS_MAX: u32 = 4;
+
+/// And in a retry storm.
+const STORM_ATTEMPTS_MAX: u32 = 12;
+
+/// How long a client lets a node try in a retry storm, milliseconds.
+const STORM_TIMEOUT_MS: u32 = 20;
+
+/// When a value that expires does so, simulated wall clock, milliseconds: after every run, because
+/// what a reader sees at the very moment depends on whose clock it asks.
+const EXPIRES_AT_MS: u64 = 1_893_459_600_000;
 
 /// A client waits this much longer for an answer than it told the node, nanoseconds.
 const PATIENCE_NS: u64 = 500 * MILLISECOND_NS;
@@ -34,8 +50,8 @@ enum Task {
     Rest,
     /// Whatever comes to its mind.
     Work,
-    /// Reads these keys, last one first, of all replicas through one node.
-    Sweep { node: usize, keys: Vec<Bytes> },
+    /// Reads these keys, last one first, of so many replicas, through one node.
+    Sweep { node: usize, keys: Vec<(Bytes, u8)> },
 }
 
 /// A client.
@@ -44,6 +60,8 @@ struct Client {
     task: Task,
     /// Carries version tokens, as a connection of the real server does.
     is_session: bool,
+    /// Repeats an unknown write anywhere as a new one, under another stamp.
+    is_careless: bool,
     seen: Option<Version>,
     current: Option<Attempt>,
     next_attempt: u64,
@@ -59,6 +77,7 @@ struct Attempt {
     tries: u32,
     /// The stamp that an earlier try was told.
     stamp: Option<Stamp>,
+    expires_at_ms: Option<u64>,
     /// An earlier try may have had an effect.
     may_be_done: bool,
 }
@@ -81,6 +100,7 @@ pub(crate) struct Clients {
     nodes: usize,
     replicas: u8,
     quorums: (u8, u8),
+    storm_until_ns: u64,
 }
 
 impl Clients {
@@ -94,6 +114,7 @@ impl Clients {
             random: random.part("client", index),
             task: Task::Rest,
             is_session: index % 2 == 0,
+            is_careless: index % 5 == 4,
             seen: None,
             current: None,
             next_attempt: 0,
@@ -106,6 +127,7 @@ impl Clients {
             nodes,
             replicas: config.replicas,
             quorums: (config.read_quorum, config.write_quorum),
+            storm_until_ns: 0,
         }
     }
 
@@ -137,9 +159,20 @@ impl Clients {
         self.clients.iter().all(|client| client.current.is_none())
     }
 
+    /// Everything that is written to.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Bytes> + use<> {
+        (0..KEYS).map(key)
+    }
+
+    /// All clients lose patience until then, simulated nanoseconds.
+    pub(crate) fn storm_until(&mut self, until_ns: u64) {
+        self.storm_until_ns = until_ns;
+    }
+
     /// Has the last client read every key of all replicas, through one node.
-    pub(crate) fn sweep(&mut self, node: usize, env: &mut Env) {
-        let keys = (0..KEYS).map(key).collect();
+    /// `replicas`: for each of [`Clients::keys`], how many there are.
+    pub(crate) fn sweep(&mut self, node: usize, replicas: &[u8], env: &mut Env) {
+        let keys = self.keys().zip(replicas.iter().copied()).collect();
         let sweeper = self.clients.len() - 1;
         self.clients[sweeper].task = Task::Sweep { node, keys };
         env.after(
@@ -200,15 +233,16 @@ impl Clients {
         let (key, kind, node) = match &mut client.task {
             Task::Rest => return,
             Task::Sweep { node, keys } => {
-                let Some(key) = keys.pop() else {
+                let Some((key, replicas)) = keys.pop() else {
                     client.task = Task::Rest;
                     return;
                 };
-                read_quorum = self.replicas;
+                read_quorum = replicas;
                 (key, Kind::Get, *node)
             }
             Task::Work => {
                 let random = &mut client.random;
+                let faults = &env.network.faults;
                 // Now and then other quorums than the cluster's.
                 if random.below(5) == 0 {
                     read_quorum = random.between(1, u64::from(self.replicas)) as u8;
@@ -219,13 +253,23 @@ impl Clients {
                 let kind = match random.below(20) {
                     0..9 => Kind::Get,
                     9..18 => Kind::Put {
-                        value: self.history.next_value(random),
+                        value: self.history.next_value(random, faults),
                     },
                     _ => Kind::Delete,
                 };
-                (key(random.below(KEYS)), kind, random.index(self.nodes))
+                let number = match random.chance(faults.hot_key_ppm) {
+                    true => {
+                        env.counts.count("hot key");
+                        HOT_KEY
+                    }
+                    false => random.below(KEYS),
+                };
+                (key(number), kind, random.index(self.nodes))
             }
         };
+        if matches!(&kind, Kind::Put { value } if value.len() > HUGE_BYTES) {
+            env.counts.count("huge value");
+        }
         let operation = self.history.begin(Operation {
             key,
             kind,
@@ -235,6 +279,7 @@ impl Clients {
             returned_ns: None,
             ending: Ending::Pending,
         });
+        let expires_at_ms = (client.random.below(10) == 0).then_some(EXPIRES_AT_MS);
         let number = client.next_attempt();
         client.current = Some(Attempt {
             number,
@@ -242,6 +287,7 @@ impl Clients {
             node,
             tries: 1,
             stamp: None,
+            expires_at_ms,
             may_be_done: false,
         });
         self.send(index, env);
@@ -254,14 +300,18 @@ impl Clients {
             return;
         };
         let operation = &self.history.operations[attempt.operation];
-        let timeout_ms = client.random.between(200, 2_000) as u32;
+        let is_storm = env.now_ns < self.storm_until_ns;
+        let timeout_ms = match is_storm {
+            true => STORM_TIMEOUT_MS,
+            false => client.random.between(200, 2_000) as u32,
+        };
         let key = operation.key.clone();
         let op = match &operation.kind {
             Kind::Get => Op::Get { key },
             Kind::Put { value } => Op::Put {
                 key,
                 value: value.clone(),
-                expires_at_ms: None,
+                expires_at_ms: attempt.expires_at_ms,
             },
             Kind::Delete => Op::Delete { key },
         };
@@ -272,7 +322,7 @@ impl Clients {
             timeout_ms: Some(timeout_ms),
             seen: client.seen.filter(|_| client.is_session),
             stamp: attempt.stamp.filter(|_| !is_read),
-            request_id: (!is_read).then_some(attempt.operation as u128),
+            request_id: (!is_read && !client.is_careless).then_some(attempt.operation as u128),
         };
         let from = Asker {
             client: index,
@@ -307,6 +357,23 @@ impl Clients {
             return;
         };
         let is_read = self.history.operations[attempt.operation].kind == Kind::Get;
+        let is_storm = env.now_ns < self.storm_until_ns;
+        let attempts_max = if is_storm {
+            STORM_ATTEMPTS_MAX
+        } else {
+            ATTEMPTS_MAX
+        };
+        let heard = match heard {
+            // A clock that is wrong cannot tell a token of today from one of next week.
+            Heard::Wrong(what)
+                if what.contains("version token refused")
+                    && env.wrong_clocks.contains(&attempt.node) =>
+            {
+                env.reached.count("token refused by a wrong clock");
+                Heard::Refused
+            }
+            heard => heard,
+        };
         let ending = match heard {
             Heard::Ended(ending) => ending,
             Heard::Wrong(what) => {
@@ -320,14 +387,22 @@ impl Clients {
                 let is_same_node = match heard {
                     Heard::Unknown(stamp) => {
                         attempt.may_be_done = true;
-                        attempt.stamp = attempt.stamp.or(stamp);
-                        attempt.stamp.is_none()
+                        if client.is_careless {
+                            env.counts.count("write repeated as another");
+                        } else {
+                            attempt.stamp = attempt.stamp.or(stamp);
+                        }
+                        attempt.stamp.is_none() && !client.is_careless
                     }
                     // Nothing was done this time; before, perhaps.
-                    _ => attempt.may_be_done && attempt.stamp.is_none(),
+                    _ => attempt.may_be_done && attempt.stamp.is_none() && !client.is_careless,
                 };
-                if attempt.tries < ATTEMPTS_MAX && client.random.below(4) > 0 {
+                if attempt.tries < attempts_max && client.random.below(4) > 0 {
                     attempt.tries += 1;
+                    // The node may have been started again and not know the request's name.
+                    if attempt.may_be_done && attempt.stamp.is_none() {
+                        env.watch.repeated_as_another(attempt.operation);
+                    }
                     attempt.number = client.next_attempt();
                     if !is_same_node {
                         attempt.node = client.random.index(self.nodes);
@@ -380,8 +455,14 @@ impl Clients {
             let (number, node) = (attempt.operation, attempt.node + 1);
             format!("client {index} #{number} {what} {key} through node {node}: {how}")
         });
+        if ending == Ending::Unknown {
+            env.reached.count("write ended unknown");
+        }
         self.history.end(attempt.operation, env.now_ns, ending);
-        let think_ns = client.random.between(MILLISECOND_NS, 60 * MILLISECOND_NS);
+        let think_ns = match env.now_ns < self.storm_until_ns {
+            true => client.random.below(MILLISECOND_NS),
+            false => client.random.between(MILLISECOND_NS, 60 * MILLISECOND_NS),
+        };
         env.after(
             think_ns,
             Event::Client {

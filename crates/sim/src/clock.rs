@@ -14,6 +14,12 @@ const WALL_START_US: i128 = 1_893_456_000_000_000;
 /// A crystal is wrong by at most this much, parts per million. Real ones: 20 to 100.
 const DRIFT_PPM_MAX: u64 = 200;
 
+/// One crystal in so many is a bad one.
+const BAD_CRYSTAL_ONE_IN: u64 = 8;
+
+/// A bad one is wrong by at most this much, parts per million: under half a second in a run.
+const BAD_DRIFT_PPM_MAX: u64 = 4_000;
+
 /// A wall clock is wrong by at most this much, microseconds. Well below the skew that nodes refuse.
 const WALL_ERROR_US_MAX: u64 = 250_000;
 
@@ -24,23 +30,49 @@ pub(crate) struct Clock {
     wall_error_us: i64,
     /// What the monotonic clock would have shown at the beginning of the run.
     mono_start_ns: u64,
+    /// A fault: by how much the wall clock has jumped, microseconds.
+    jump_us: i64,
+    /// A fault: since when the wall clock stands still, simulated nanoseconds.
+    frozen_ns: Option<u64>,
 }
 
 impl Clock {
     pub(crate) fn draw(random: &mut Random) -> Clock {
         let signed = |random: &mut Random, max: u64| random.below(2 * max + 1) as i64 - max as i64;
         Clock {
-            drift_ppm: signed(random, DRIFT_PPM_MAX),
+            drift_ppm: match random.below(BAD_CRYSTAL_ONE_IN) {
+                0 => signed(random, BAD_DRIFT_PPM_MAX),
+                _ => signed(random, DRIFT_PPM_MAX),
+            },
             wall_error_us: signed(random, WALL_ERROR_US_MAX),
             mono_start_ns: random.below(1_000_000_000_000),
+            jump_us: 0,
+            frozen_ns: None,
         }
+    }
+
+    /// The wall clock jumps; the monotonic clock does not.
+    pub(crate) fn jump(&mut self, by_us: i64) {
+        self.jump_us = by_us;
+    }
+
+    /// The wall clock stands still from now on.
+    pub(crate) fn freeze(&mut self, now_ns: u64) {
+        self.frozen_ns = Some(now_ns);
+    }
+
+    /// The wall clock is as right as it was in the beginning.
+    pub(crate) fn put_right(&mut self) {
+        self.jump_us = 0;
+        self.frozen_ns = None;
     }
 
     /// Both clocks at a moment of simulated time.
     pub(crate) fn at(&self, sim_ns: u64) -> Now {
         let elapsed_ns = self.elapsed_ns(sim_ns);
-        let wall_us =
-            WALL_START_US + i128::from(self.wall_error_us) + i128::from(elapsed_ns / 1_000);
+        let shown_ns = self.frozen_ns.map_or(elapsed_ns, |ns| self.elapsed_ns(ns));
+        let error_us = i128::from(self.wall_error_us) + i128::from(self.jump_us);
+        let wall_us = WALL_START_US + error_us + i128::from(shown_ns / 1_000);
         Now {
             mono_ns: self.mono_start_ns + elapsed_ns,
             wall_us: wall_us as u64,
@@ -83,6 +115,21 @@ mod tests {
                 "{sim_ns} {when_ns}"
             );
         }
+    }
+
+    #[test]
+    fn a_jump_and_a_freeze_concern_the_wall_clock_only() {
+        let mut clock = Clock::draw(&mut Random::new(2));
+        let (before, after) = (clock.at(1_000_000), clock.at(2_000_000));
+        clock.jump(-700);
+        assert_eq!(clock.at(1_000_000).wall_us, before.wall_us - 700);
+        assert_eq!(clock.at(1_000_000).mono_ns, before.mono_ns);
+        clock.jump(0);
+        clock.freeze(1_000_000);
+        assert_eq!(clock.at(2_000_000).wall_us, before.wall_us);
+        assert_eq!(clock.at(2_000_000).mono_ns, after.mono_ns);
+        clock.put_right();
+        assert_eq!(clock.at(2_000_000), after);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What every part of the simulated world shares: the time, the queue of what is to happen, the
 //! network, the trace, and the all-seeing watch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::event::{ClientEvent, Event, NodeEvent, Part};
-use crate::faults::Counts;
+use crate::event::{ClientEvent, Event, NodeEvent, Part, Undo};
+use crate::faults::{Counts, Traffic};
 use crate::network::{ConnId, Network, Side};
 use crate::oracle::{Violation, Watch};
 use crate::random::Random;
@@ -31,6 +31,12 @@ pub(crate) struct Env {
     pub(crate) trace: Trace,
     pub(crate) watch: Watch,
     pub(crate) violations: Vec<Violation>,
+    /// Machines whose disk may be to blame when the node on them stops.
+    pub(crate) sick: BTreeSet<usize>,
+    /// Machines whose wall clock was ever made wrong: they may refuse tokens.
+    pub(crate) wrong_clocks: BTreeSet<usize>,
+    /// Nodes that say they cannot go on, with the start that says so: the world's to handle.
+    pub(crate) failures: Vec<((usize, u64), String)>,
 }
 
 impl Env {
@@ -47,6 +53,9 @@ impl Env {
             trace,
             watch: Watch::default(),
             violations: Vec::new(),
+            sick: BTreeSet::new(),
+            wrong_clocks: BTreeSet::new(),
+            failures: Vec::new(),
         }
     }
 
@@ -86,7 +95,15 @@ impl Env {
     /// Forgets the large faults that are still to come, and their ends.
     pub(crate) fn drop_planned_faults(&mut self) {
         self.queue
-            .retain(|_, event| !matches!(event, Event::Act(_) | Event::Mend { .. }));
+            .retain(|_, event| !matches!(event, Event::Act(_) | Event::Undo(_)));
+    }
+
+    /// Whether a fault of this machine's disk is still to end.
+    pub(crate) fn is_disk_faulty(&self, node: usize) -> bool {
+        let ends = [Undo::DiskFull(node), Undo::ReadError(node)];
+        self.queue
+            .values()
+            .any(|event| matches!(event, Event::Undo(undo) if ends.contains(undo)))
     }
 
     /// How long one thread takes to wake up for another, nanoseconds.
@@ -101,6 +118,11 @@ impl Env {
 
     pub(crate) fn line(&mut self, text: impl FnOnce() -> String) {
         self.trace.line(self.now_ns, text);
+    }
+
+    /// A node says that it cannot go on. That is right if its disk is to blame.
+    pub(crate) fn node_failed(&mut self, name: (usize, u64), reason: String) {
+        self.failures.push((name, reason));
     }
 
     /// Takes note that an invariant is broken.
@@ -122,7 +144,10 @@ impl Env {
         let Some(&to) = self.machines.get(to) else {
             return;
         };
-        for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
+        for delay_ns in self
+            .network
+            .fate(Traffic::Gossip, (from, to), rates, &mut self.counts)
+        {
             self.after(
                 delay_ns,
                 Event::Datagram {
@@ -139,7 +164,10 @@ impl Env {
         let Some(&to) = self.machines.get(to) else {
             return;
         };
-        for delay_ns in self.network.fate(from, to, rates, &mut self.counts) {
+        for delay_ns in self
+            .network
+            .fate(Traffic::Control, (from, to), rates, &mut self.counts)
+        {
             self.after(
                 delay_ns,
                 Event::Message {

@@ -8,7 +8,7 @@ use mds_node::api::{Outcome, Request, RequestError};
 use mds_node::store_io::{MergeResult, StoreDone};
 use mds_types::NodeId;
 
-use crate::faults::Action;
+use crate::faults::{Action, Traffic};
 use crate::network::{ConnId, Side};
 use crate::trace::Trace;
 
@@ -45,8 +45,25 @@ pub(crate) enum Event {
     Act(Action),
     /// The end of a standstill of a process.
     Resume { node: usize, life: u64 },
-    /// The end of a cut.
-    Mend { pairs: Vec<(usize, usize)> },
+    /// The end of a large fault.
+    Undo(Undo),
+}
+
+/// What ends a large fault.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Undo {
+    /// A cut is mended.
+    Cut(Traffic, Vec<(usize, usize)>),
+    /// A link is as fast as the others again.
+    SlowLink((usize, usize)),
+    /// A machine's disk is as fast as others again.
+    SlowDisk(usize),
+    /// Room on a machine's disk again.
+    DiskFull(usize),
+    /// A machine's disk can be read again.
+    ReadError(usize),
+    /// A machine's wall clock is right again, as right as it was.
+    Clock(usize),
 }
 
 /// What happens within a process.
@@ -166,7 +183,7 @@ impl Event {
                 trace.event(at_ns, "act", 0, format!("{action:?}").as_bytes());
             }
             Event::Resume { node, .. } => trace.event(at_ns, "resume", *node as u64, &[]),
-            Event::Mend { pairs } => trace.event(at_ns, "mend", 0, format!("{pairs:?}").as_bytes()),
+            Event::Undo(undo) => trace.event(at_ns, "undo", 0, format!("{undo:?}").as_bytes()),
         }
     }
 }

@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use mds_types::Version;
 
+use crate::faults::FaultConfig;
 use crate::random::Random;
 
 /// One operation of a client, with all its attempts.
@@ -72,10 +73,11 @@ impl History {
     }
 
     /// A value that nobody else writes: the operation's number, and something to give it a size.
-    pub(crate) fn next_value(&self, random: &mut Random) -> Bytes {
+    pub(crate) fn next_value(&self, random: &mut Random, faults: &FaultConfig) -> Bytes {
         let mut value = BytesMut::new();
         value.put_u64_le(self.operations.len() as u64);
         let filler = match random.below(20) {
+            _ if random.chance(faults.huge_value_ppm) => faults.huge_value_bytes_max,
             0 => random.below(6_000),
             _ => random.below(150),
         };

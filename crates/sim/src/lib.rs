@@ -12,9 +12,15 @@
 //! Not simulated: the real engines (the reference engine in memory stands in for them), the kernel,
 //! the shell with its threads and sockets, and the protocols of clients.
 
+pub mod checkers;
+pub mod coverage;
 pub mod faults;
+#[cfg(feature = "mutations")]
+pub mod mutations;
 pub mod run;
+pub mod shrink;
 
+mod acts;
 mod client;
 mod clock;
 mod env;
@@ -27,6 +33,8 @@ mod random;
 mod trace;
 mod world;
 
+pub use coverage::Coverage;
 pub use oracle::Violation;
 pub use run::{Report, Settings, run};
+pub use shrink::shrink;
 pub use trace::Detail;

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::event::Part;
-use crate::faults::{Counts, FaultConfig, MILLISECOND_NS};
+use crate::faults::{Counts, FaultConfig, MILLISECOND_NS, Traffic};
 use crate::random::Random;
 
 /// Bytes that the kernels on both sides take before the writer has to wait.
@@ -110,8 +110,12 @@ impl Conn {
 pub(crate) struct Network {
     pub(crate) faults: FaultConfig,
     random: Random,
-    /// How many actions cut each ordered pair at present.
-    cuts: BTreeMap<(usize, usize), u32>,
+    /// How many actions cut each kind of traffic of each ordered pair at present.
+    cuts: BTreeMap<(Traffic, (usize, usize)), u32>,
+    /// By how much ordered pairs are slower at present, nanoseconds.
+    slow_links: BTreeMap<(usize, usize), u64>,
+    /// By how much the syncs of machines take longer at present, nanoseconds.
+    slow_disks: BTreeMap<usize, u64>,
     conns: BTreeMap<ConnId, Conn>,
     next_conn: u64,
 }
@@ -122,36 +126,56 @@ impl Network {
             faults,
             random,
             cuts: BTreeMap::new(),
+            slow_links: BTreeMap::new(),
+            slow_disks: BTreeMap::new(),
             conns: BTreeMap::new(),
             next_conn: 0,
         }
     }
 
-    pub(crate) fn cut(&mut self, pairs: &[(usize, usize)]) {
+    pub(crate) fn cut(&mut self, traffic: Traffic, pairs: &[(usize, usize)]) {
         for &pair in pairs {
-            *self.cuts.entry(pair).or_default() += 1;
+            *self.cuts.entry((traffic, pair)).or_default() += 1;
         }
     }
 
-    pub(crate) fn mend(&mut self, pairs: &[(usize, usize)]) {
-        for pair in pairs {
-            if let Some(count) = self.cuts.get_mut(pair) {
+    pub(crate) fn mend(&mut self, traffic: Traffic, pairs: &[(usize, usize)]) {
+        for &pair in pairs {
+            if let Some(count) = self.cuts.get_mut(&(traffic, pair)) {
                 *count -= 1;
                 if *count == 0 {
-                    self.cuts.remove(pair);
+                    self.cuts.remove(&(traffic, pair));
                 }
             }
         }
     }
 
+    /// Makes a link slower; by nothing: as fast as the others again.
+    pub(crate) fn slow_link(&mut self, pair: (usize, usize), by_ns: u64) {
+        self.slow_links.insert(pair, by_ns);
+    }
+
+    /// Makes the syncs of a machine's disk slower; by nothing: as fast as others again.
+    pub(crate) fn slow_disk(&mut self, node: usize, by_ns: u64) {
+        self.slow_disks.insert(node, by_ns);
+    }
+
     /// All cuts end, and the network is good from now on.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
+        self.slow_links.clear();
+        self.slow_disks.clear();
         self.faults = FaultConfig::none();
     }
 
-    pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.cuts.contains_key(&(from, to))
+    pub(crate) fn is_cut(&self, traffic: Traffic, pair: (usize, usize)) -> bool {
+        [traffic, Traffic::Everything]
+            .iter()
+            .any(|&traffic| self.cuts.contains_key(&(traffic, pair)))
+    }
+
+    fn slower_ns(&self, pair: (usize, usize)) -> u64 {
+        self.slow_links.get(&pair).copied().unwrap_or(0)
     }
 
     /// How long one packet takes.
@@ -165,15 +189,26 @@ impl Network {
             .between(faults.delay_us_min * 1_000, faults.delay_us_max * 1_000)
     }
 
+    /// How long one datagram or message takes: it may even arrive when nobody thinks of it any more.
+    fn packet_ns(&mut self, counts: &mut Counts) -> u64 {
+        if self.random.chance(self.faults.very_late_ppm) {
+            counts.count("very late packet");
+            return self
+                .random
+                .below(self.faults.very_late_ms_max * MILLISECOND_NS);
+        }
+        self.delay_ns(counts)
+    }
+
     /// When the copies of a packet arrive, counted from now: none if it is lost.
     pub(crate) fn fate(
         &mut self,
-        from: usize,
-        to: usize,
+        traffic: Traffic,
+        pair: (usize, usize),
         (drop_ppm, duplicate_ppm): (u32, u32),
         counts: &mut Counts,
     ) -> Vec<u64> {
-        if self.is_cut(from, to) {
+        if self.is_cut(traffic, pair) {
             counts.count("packet cut off");
             return Vec::new();
         }
@@ -181,10 +216,11 @@ impl Network {
             counts.count("packet lost");
             return Vec::new();
         }
-        let mut copies = vec![self.delay_ns(counts)];
+        let slower_ns = self.slower_ns(pair);
+        let mut copies = vec![self.packet_ns(counts) + slower_ns];
         if self.random.chance(duplicate_ppm) {
             counts.count("packet doubled");
-            copies.push(self.delay_ns(counts));
+            copies.push(self.packet_ns(counts) + slower_ns);
         }
         copies
     }
@@ -255,7 +291,11 @@ impl Network {
         to: Side,
         counts: &mut Counts,
     ) -> u64 {
-        let at_ns = now_ns + self.delay_ns(counts);
+        let slower_ns = self.conns.get(&id).map_or(0, |conn| {
+            let pair = (conn.end(to.other()).node, conn.end(to).node);
+            self.slower_ns(pair)
+        });
+        let at_ns = now_ns + self.delay_ns(counts) + slower_ns;
         match self.conns.get_mut(&id) {
             Some(conn) => {
                 let flow = conn.flow_to(to);
@@ -289,14 +329,15 @@ impl Network {
         (pieces, is_reset)
     }
 
-    /// How long the coming sync of a disk takes.
-    pub(crate) fn sync_ns(&mut self, counts: &mut Counts) -> u64 {
+    /// How long the coming sync of a machine's disk takes.
+    pub(crate) fn sync_ns(&mut self, node: usize, counts: &mut Counts) -> u64 {
+        let slower_ns = self.slow_disks.get(&node).copied().unwrap_or(0);
         let faults = &self.faults;
         if self.random.chance(faults.slow_sync_ppm) {
             counts.count("slow sync");
-            return self.random.below(faults.slow_sync_ms_max * MILLISECOND_NS);
+            return slower_ns + self.random.below(faults.slow_sync_ms_max * MILLISECOND_NS);
         }
-        self.random
-            .between(faults.sync_us_min * 1_000, faults.sync_us_max * 1_000)
+        let (from_us, to_us) = (faults.sync_us_min, faults.sync_us_max);
+        slower_ns + self.random.between(from_us * 1_000, to_us * 1_000)
     }
 }

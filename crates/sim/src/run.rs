@@ -7,15 +7,17 @@
 //!    drain, and the replicas must become equal. Then the oracle looks at everything.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
+use bytes::Bytes;
 use mds_cluster::Standing;
-use mds_types::Record;
+use mds_types::{NodeId, Record};
 
 use crate::event::Event;
-use crate::faults::{Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
+use crate::faults::{Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
+use crate::node::Process;
 use crate::oracle::{self, Violation};
 use crate::random::Random;
 use crate::trace::Detail;
@@ -23,6 +25,9 @@ use crate::world::{INIT_AGAIN_NS, World};
 
 /// The cluster has to be born and complete within this time, nanoseconds.
 const BIRTH_NS_MAX: u64 = 30 * SECOND_NS;
+
+/// A machine loses its power while the cluster is born in one of so many cases.
+const BIRTH_CRASH_ONE_IN: u64 = 6;
 
 /// After the faults, every client has to succeed again within this time, nanoseconds.
 const PROGRESS_NS_MAX: u64 = 20 * SECOND_NS;
@@ -40,12 +45,14 @@ const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
 /// How a run is made.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Nodes of the cluster.
-    pub nodes: usize,
+    /// Nodes of the cluster. None: three, or five in a share of the runs.
+    pub nodes: Option<usize>,
     /// Clients that work at a time.
     pub clients: usize,
     /// How long the faults last, nanoseconds of simulated time.
     pub faults_ns: u64,
+    /// Which large faults of the schedule happen, by their number. None: all.
+    pub keep: Option<BTreeSet<usize>>,
     /// How much of the run is written down.
     pub detail: Detail,
 }
@@ -53,9 +60,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            nodes: 3,
+            nodes: None,
             clients: 5,
             faults_ns: 12 * SECOND_NS,
+            keep: None,
             detail: Detail::Recent,
         }
     }
@@ -80,6 +88,8 @@ pub struct Report {
     pub reached: Counts,
     /// How long the run lasted, nanoseconds of simulated time.
     pub sim_ns: u64,
+    /// Large faults in the schedule, whether they happened or not.
+    pub scheduled: usize,
     /// What was broken. Empty: the run passed.
     pub violations: Vec<Violation>,
     /// The timeline, as far as it was kept.
@@ -100,6 +110,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         faults: Counts::default(),
         reached: Counts::default(),
         sim_ns: 0,
+        scheduled: 0,
         violations: Vec::new(),
         lines: Vec::new(),
     });
@@ -134,15 +145,23 @@ fn count_panics() {
 fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
     let faults = FaultConfig::draw(&mut random.part("rates", 0));
+    // Five: more than replicas, so that no node holds everything.
+    let drawn = match random.part("nodes", 0).below(4) {
+        0 => 5,
+        _ => 3,
+    };
     let mut world = World::new(
         &random,
-        settings.nodes,
+        settings.nodes.unwrap_or(drawn),
         settings.clients,
         faults,
         settings.detail,
     );
+    if world.machines.len() > usize::from(world.config.replicas) {
+        world.env.reached.count("more nodes than replicas");
+    }
     if birth(&mut world, &random) {
-        suffer(&mut world, &random, settings.faults_ns);
+        suffer(&mut world, &random, settings);
     }
     if world.env.violations.is_empty() {
         heal(&mut world);
@@ -158,17 +177,28 @@ fn birth(world: &mut World, random: &Random) -> bool {
             .env
             .after(random.below(500 * MILLISECOND_NS), Event::Start { node });
     }
+    // Some machines lose their power in the middle of it.
+    for node in 0..world.machines.len() {
+        if random.below(BIRTH_CRASH_ONE_IN) == 0 {
+            let down_ns = random.between(50 * MILLISECOND_NS, SECOND_NS);
+            let operations = random.below(80);
+            world.env.counts.count("power lost during birth");
+            world.act(Action::PowerLossInDisk {
+                node,
+                operations,
+                down_ns,
+            });
+        }
+    }
     let founder = random.index(world.machines.len());
-    loop {
-        world
-            .env
-            .after(INIT_AGAIN_NS, Event::Init { node: founder });
-        world.run(BIRTH_NS_MAX, |world| world.env.watch.init.is_some());
-        match world.env.watch.init.take() {
-            Some(Ok(_)) => break,
-            // Too early: not everybody has been heard of.
-            Some(Err(_)) => {}
-            None => break,
+    // The administrator asks again: it was too early, or the machine had no power and never answered.
+    while world.env.now_ns < BIRTH_NS_MAX && world.env.violations.is_empty() {
+        world.env.after(0, Event::Init { node: founder });
+        let until_ns = world.env.now_ns + INIT_AGAIN_NS;
+        world.run(until_ns, |_| false);
+        let is_formed = |process: &Process| process.view().config.is_some();
+        if world.processes().any(is_formed) {
+            break;
         }
     }
     let is_complete = world.run(BIRTH_NS_MAX, is_complete);
@@ -181,22 +211,36 @@ fn birth(world: &mut World, random: &Random) -> bool {
     is_complete
 }
 
-/// Whether every node is an active member that reaches all others.
+/// Whether every node is an active member that reaches all others. A node that lost its directory is
+/// somebody else now: it waits, for as long as nobody changes the ring.
 fn is_complete(world: &World) -> bool {
-    let others = world.machines.len() - 1;
+    let lost = world.lost_disks();
+    let others = world.machines.len() - lost.len() - 1;
     world.processes().count() == world.machines.len()
-        && world.processes().all(|process| {
-            process.view().standing == Standing::Active && process.usable_peers() == others
+        && world.machines.iter().enumerate().all(|(node, machine)| {
+            let process = machine.process.as_ref();
+            process.is_some_and(|process| match lost.contains(&node) {
+                true => process.view().standing == Standing::Waiting,
+                false => {
+                    process.view().standing == Standing::Active && process.usable_peers() >= others
+                }
+            })
         })
 }
 
-fn suffer(world: &mut World, random: &Random, faults_ns: u64) {
+fn suffer(world: &mut World, random: &Random, settings: &Settings) {
+    let faults_ns = settings.faults_ns;
     let mut random = random.part("schedule", 0);
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
-    for (after_ns, action) in draw_schedule(&mut random, world.machines.len(), faults_ns) {
-        world.env.after(after_ns, Event::Act(action));
+    let schedule = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    world.scheduled = schedule.len();
+    for (number, (after_ns, action)) in schedule.into_iter().enumerate() {
+        let is_kept = settings.keep.as_ref();
+        if is_kept.is_none_or(|keep| keep.contains(&number)) {
+            world.env.after(after_ns, Event::Act(action));
+        }
     }
     world.clients.work(&mut world.env);
     world.run(world.env.now_ns + faults_ns, |_| false);
@@ -215,20 +259,45 @@ fn heal(world: &mut World) {
     bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
         world.clients.are_idle()
     });
+    // Hints for a node that is gone for ever wait for ever, as long as the ring stays.
+    let targets: BTreeSet<NodeId> = world.processes().map(Process::node_id).collect();
     bounded(world, DRAIN_NS_MAX, "hints drain", |world| {
         world
             .processes()
-            .all(|process| process.hints_waiting() == 0)
+            .all(|process| process.hints_waiting(&targets) == 0)
     });
+    for process in world.machines.iter().filter_map(|m| m.process.as_ref()) {
+        let (node, waiting) = (process.node_id(), process.hints_waiting(&targets));
+        world
+            .env
+            .line(|| format!("{waiting} hints wait at node {node}"));
+    }
     sweep(world);
     if world.env.violations.is_empty()
         && let Some(replicas) = replicas(world)
     {
         let n = world.config.replicas;
-        for (invariant, detail) in oracle::examine(&replicas, &world.clients.history, n) {
+        let lost = |key: &Bytes| usize::from(n) - holders(world, key).len();
+        for (invariant, detail) in oracle::examine(&replicas, &world.clients.history, n, lost) {
             world.env.violated(invariant, detail);
         }
     }
+}
+
+/// Machines that hold a key and have not lost their disk.
+fn holders(world: &World, key: &Bytes) -> Vec<usize> {
+    let Some(process) = world.processes().next() else {
+        return Vec::new();
+    };
+    let nodes = process.holders(key);
+    let machines = world.machines.iter().enumerate();
+    machines
+        .filter(|(_, machine)| {
+            let id = machine.process.as_ref().map(Process::node_id);
+            id.is_some_and(|id| nodes.contains(&id))
+        })
+        .map(|(node, _)| node)
+        .collect()
 }
 
 /// Something good has to happen within a bound of simulated time.
@@ -255,7 +324,12 @@ fn sweep(world: &mut World) {
         world
             .env
             .line(|| format!("all keys are read through node {}", node + 1));
-        world.clients.sweep(node, &mut world.env);
+        let held_by: Vec<u8> = world
+            .clients
+            .keys()
+            .map(|key| holders(world, &key).len() as u8)
+            .collect();
+        world.clients.sweep(node, &held_by, &mut world.env);
         bounded(world, SWEEP_NS_MAX, "a healthy cluster answers", |world| {
             !world.clients.is_sweeping()
         });
@@ -267,7 +341,7 @@ fn sweep(world: &mut World) {
         let Some(replicas) = replicas(world) else {
             return;
         };
-        difference = oracle::difference(&replicas);
+        difference = oracle::difference(&replicas, |key| holders(world, key));
         if difference.is_none() {
             return;
         }
@@ -279,7 +353,15 @@ fn sweep(world: &mut World) {
 
 /// What each replica holds.
 fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
-    let read: Result<Vec<_>, String> = world.processes().map(|p| p.all_records()).collect();
+    let lost = world.lost_disks();
+    let machines = world.machines.iter().enumerate();
+    let read: Result<Vec<_>, String> = machines
+        .filter_map(|(node, machine)| Some((node, machine.process.as_ref()?)))
+        .map(|(node, process)| match lost.contains(&node) {
+            true => Ok(Vec::new()),
+            false => process.all_records(),
+        })
+        .collect();
     match read {
         Ok(replicas) if replicas.len() == world.machines.len() => Some(replicas),
         Ok(_) => None,
@@ -314,6 +396,7 @@ fn report(seed: u64, mut world: World) -> Report {
         faults: world.env.counts,
         reached: world.env.reached,
         sim_ns: world.env.now_ns,
+        scheduled: world.scheduled,
         violations: world.env.violations,
         lines: world.env.trace.into_lines(),
     }

@@ -10,9 +10,9 @@ use mds_types::ClusterConfig;
 use crate::client::Clients;
 use crate::env::Env;
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
-use crate::faults::{Action, FaultConfig, MILLISECOND_NS};
+use crate::faults::{FaultConfig, MILLISECOND_NS, SECOND_NS, Traffic};
 use crate::network::{ConnId, Network, Side};
-use crate::node::{ControlInput, Machine, Power, Process, peer_addr};
+use crate::node::{ControlInput, Machine, Origin, Power, Process, peer_addr};
 use crate::random::Random;
 use crate::trace::{Detail, Trace};
 
@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) machines: Vec<Machine>,
     pub(crate) clients: Clients,
     pub(crate) config: ClusterConfig,
+    /// Large faults in the schedule.
+    pub(crate) scheduled: usize,
 }
 
 impl World {
@@ -53,6 +55,7 @@ impl World {
                 .collect(),
             clients: Clients::new(random, nodes, clients, &config),
             config,
+            scheduled: 0,
         }
     }
 
@@ -117,11 +120,35 @@ impl World {
             Event::Start { node } => self.start(node),
             Event::Resume { node, life } => self.resume(node, life),
             Event::Act(action) => self.act(action),
-            Event::Mend { pairs } => {
-                self.env.line(|| format!("the cut of {pairs:?} ends"));
-                self.env.network.mend(&pairs);
-            }
+            Event::Undo(undo) => self.undo(undo),
         }
+        while let Some(((node, life), reason)) = self.env.failures.pop() {
+            self.on_node_failed(node, life, &reason);
+        }
+    }
+
+    /// A node stops itself. It may if its disk is to blame; somebody sees to the disk and starts it
+    /// again. A refused copy is removed.
+    fn on_node_failed(&mut self, node: usize, life: u64, reason: &str) {
+        let machine = &mut self.machines[node];
+        if machine.running(life).is_none() {
+            return;
+        }
+        let is_copy = machine.origin == Origin::Copy;
+        if !is_copy && !self.env.sick.contains(&node) {
+            let detail = format!("node {} stopped: {reason}", node + 1);
+            let invariant = "a node that nothing is wrong with goes on";
+            return self.env.violated(invariant, detail);
+        }
+        self.env
+            .line(|| format!("node {} stops: {reason}", node + 1));
+        machine.kill(&mut self.env);
+        if is_copy {
+            machine.wipe(&mut self.env);
+        } else {
+            self.env.counts.count("node stopped by its disk");
+        }
+        machine.start_after(machine.down_ns, &mut self.env);
     }
 
     /// What concerns a process that stands still waits in the kernel until it goes on.
@@ -196,7 +223,8 @@ impl World {
     }
 
     fn gets_through(&self, from: usize, to: usize) -> bool {
-        self.machines[to].power == Power::On && !self.env.network.is_cut(from, to)
+        let is_cut = self.env.network.is_cut(Traffic::Data, (from, to));
+        self.machines[to].power == Power::On && !is_cut
     }
 
     fn deliver(&mut self, id: ConnId, to: Side, part: Part) {
@@ -242,13 +270,37 @@ impl World {
         if machine.process.is_some() {
             return;
         }
-        match machine.start(&mut self.env) {
-            Ok(()) => self.look_at_power(node),
-            Err(_) if machine.disk().is_stopped() => self.look_at_power(node),
+        if !self.env.is_disk_faulty(node) {
+            self.env.sick.remove(&node);
+        }
+        let started = machine.start(&mut self.env);
+        if machine.disk().is_stopped() {
+            return self.look_at_power(node);
+        }
+        if machine.examine_rot(&started, &mut self.env) {
+            machine.start_after(machine.down_ns, &mut self.env);
+            return;
+        }
+        match started {
+            Ok(()) => {}
+            Err(error) if machine.origin == Origin::Copy => {
+                // A copy that was taken in the middle of something may be refused at once.
+                self.env.counts.count("restored copy refused");
+                self.env
+                    .line(|| format!("node {} does not start: {error}", node + 1));
+                machine.wipe(&mut self.env);
+                machine.start_after(machine.down_ns, &mut self.env);
+            }
+            Err(error) if self.env.sick.contains(&node) => {
+                self.env.counts.count("start refused by the disk");
+                self.env
+                    .line(|| format!("node {} does not start: {error}", node + 1));
+                machine.start_after(SECOND_NS, &mut self.env);
+            }
             Err(error) => {
                 let detail = format!("node {} does not start: {error}", node + 1);
-                self.env
-                    .violated("a node that nothing is wrong with starts", detail);
+                let invariant = "a node that nothing is wrong with starts";
+                self.env.violated(invariant, detail);
             }
         }
     }
@@ -263,74 +315,6 @@ impl World {
         }
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::PowerLoss { node, down_ns } => {
-                let machine = &mut self.machines[node];
-                if machine.process.is_some() {
-                    self.env.counts.count("power lost");
-                    machine.lose_power(&mut self.env);
-                    machine.start_after(down_ns, &mut self.env);
-                }
-            }
-            Action::Kill { node, down_ns } => {
-                let machine = &mut self.machines[node];
-                if machine.process.is_some() {
-                    self.env.counts.count("process killed");
-                    machine.kill(&mut self.env);
-                    machine.start_after(down_ns, &mut self.env);
-                }
-            }
-            Action::PowerLossInDisk {
-                node,
-                operations,
-                down_ns,
-            } => {
-                let machine = &mut self.machines[node];
-                machine.down_ns = down_ns;
-                machine.disk().fail_after_ops(operations);
-                let operations = operations + 1;
-                self.env.line(|| {
-                    format!(
-                        "node {} will lose its power in {operations} disk writes",
-                        node + 1
-                    )
-                });
-            }
-            Action::Cut { pairs, for_ns } => {
-                self.env.counts.count("network cut");
-                self.env
-                    .line(|| format!("the network is cut: {pairs:?}, from 0"));
-                self.env.network.cut(&pairs);
-                self.env.after(for_ns, Event::Mend { pairs });
-            }
-            Action::ResetStreams { one, other } => {
-                self.env
-                    .line(|| format!("streams of nodes {} and {} break", one + 1, other + 1));
-                for conn in self.env.network.conns_between(one, other) {
-                    self.env.counts.count("stream reset");
-                    self.env.send_part(conn, Side::Dialler, Part::Reset);
-                    self.env.send_part(conn, Side::Acceptor, Part::Reset);
-                }
-            }
-            Action::Pause { node, for_ns } => {
-                let machine = &mut self.machines[node];
-                if machine.process.is_some() && machine.held_back.is_none() {
-                    self.env.counts.count("process paused");
-                    self.env.line(|| format!("node {} stands still", node + 1));
-                    machine.held_back = Some(Vec::new());
-                    self.env.after(
-                        for_ns,
-                        Event::Resume {
-                            node,
-                            life: machine.life,
-                        },
-                    );
-                }
-            }
-        }
-    }
-
     /// A process goes on. What its kernel has taken meanwhile comes first, in order.
     fn resume(&mut self, node: usize, life: u64) {
         let machine = &mut self.machines[node];
@@ -341,21 +325,6 @@ impl World {
             self.env.line(|| format!("node {} goes on", node + 1));
             for event in held_back {
                 self.handle(event);
-            }
-        }
-    }
-
-    /// Ends all faults, those to come included, and starts what does not run. Who stands still goes
-    /// on by itself, soon.
-    pub(crate) fn heal(&mut self) {
-        self.env.line(|| "the world heals".to_owned());
-        self.env.network.heal();
-        self.env.drop_planned_faults();
-        for node in 0..self.machines.len() {
-            let machine = &mut self.machines[node];
-            machine.disk().fail_after_ops(u64::MAX);
-            if machine.process.is_none() {
-                self.env.after(0, Event::Start { node });
             }
         }
     }

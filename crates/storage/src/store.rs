@@ -36,6 +36,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use mds_types::limits::{KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_MAX};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 
@@ -240,6 +241,11 @@ impl Store {
                     None => Ordering::Greater,
                 },
             };
+            let order = if is_on(Mutation::MergeByArrival) {
+                Ordering::Greater
+            } else {
+                order
+            };
             outcomes.push(match order {
                 Ordering::Greater => Merged::Applied,
                 Ordering::Equal => Merged::Same,
@@ -292,7 +298,7 @@ impl Store {
             }
         }
         self.shared.add(Counter::LogBytes, bytes.len() as u64);
-        if self.shared.options.fsync == FsyncPolicy::Always {
+        if self.shared.options.fsync == FsyncPolicy::Always && !is_on(Mutation::AckBeforeSync) {
             self.sync()?;
         }
         Ok(())

@@ -20,6 +20,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mutation::{Mutation, is_on};
+
 /// Bits of the counter below the physical microseconds.
 const COUNTER_BITS: u32 = 12;
 
@@ -94,6 +96,11 @@ pub struct HlcClock {
 impl HlcClock {
     /// A clock that continues after `mark`, the mark that was last made durable (zero at first).
     pub fn new(mark: Hlc, skew_us_max: u64) -> HlcClock {
+        let mark = if is_on(Mutation::ClockMarkForgotten) {
+            Hlc(0)
+        } else {
+            mark
+        };
         HlcClock {
             last: mark,
             mark,
@@ -108,6 +115,10 @@ impl HlcClock {
     /// the local physical clock fell so far back that peers would refuse the stamp.
     pub fn now(&mut self, physical_us: u64) -> Result<Hlc, HlcError> {
         let next = Hlc::from_physical_us(physical_us).max(Hlc(self.last.0.saturating_add(1)));
+        let next = match is_on(Mutation::StampInSeconds) {
+            true => Hlc::from_physical_us(physical_us / 1_000_000 * 1_000_000),
+            false => next,
+        };
         self.check_skew(physical_us, next)?;
         if next > self.mark {
             return Err(HlcError::MarkExhausted);

@@ -9,11 +9,13 @@
 //! - [`record`]: the record, its version, the **merge law**, and its one binary form;
 //! - [`slot`]: which slot and partition a key belongs to (Redis Cluster's CRC16);
 //! - [`topology`]: members, the agreed ring, and the configuration a cluster is born with;
-//! - [`limits`]: every bound that more than one crate respects, with its unit.
+//! - [`limits`]: every bound that more than one crate respects, with its unit;
+//! - [`mutation`]: planted bugs for the simulator, compiled into nothing else.
 
 pub mod hlc;
 pub mod ids;
 pub mod limits;
+pub mod mutation;
 pub mod record;
 pub mod slot;
 pub mod topology;

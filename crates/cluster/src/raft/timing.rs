@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mds_types::mutation::{Mutation, is_on};
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
 /// Entries after which the state is written as a snapshot and the log before it is forgotten.
@@ -59,7 +60,7 @@ impl RaftTiming {
             // Safety: a leader sends entries before its own sync. Restored without an election
             // after a power loss, it would use the same (term, index) for other entries, which
             // followers could not tell apart.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(is_on(Mutation::LeaderRestored)),
             enable_pre_vote: Some(true),
             allow_log_reversion: Some(false),
             ..Config::default()

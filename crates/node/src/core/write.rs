@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use mds_protocol::quorum::{Outcome as Quorum, WriteQuorum, check_quorum};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Body, HlcError, NodeId, Record, Version};
 
 use super::replica::ReplicaRequest;
@@ -224,8 +225,11 @@ impl Core {
             Op::Delete { key } | Op::Get { key } => (key, None),
             Op::Scan { .. } | Op::Count { .. } => return Ok(None),
         };
-        if let Some(stamp) = options.stamp {
+        if let Some(mut stamp) = options.stamp.filter(|_| !is_on(Mutation::RetryRestamped)) {
             self.observe_client(now, stamp.version)?;
+            if is_on(Mutation::RetryOtherEpoch) {
+                stamp.epoch = self.epoch();
+            }
             if stamp.epoch > self.epoch() {
                 let epoch = stamp.epoch;
                 return Err(RequestError::NotReady(format!(
@@ -315,6 +319,10 @@ impl Core {
             let sent = self.is_usable(node)
                 && self.send_put(node, id, &mut encoded, Purpose::Write, timeout_ms);
             if !sent && let Some(Pending::Write(op)) = self.pending.get_mut(id) {
+                if is_on(Mutation::HintCounts) {
+                    self.batch.hints.push((node, record.clone()));
+                    op.quorum.ack(index);
+                }
                 op.quorum.fail(index);
             }
         }
@@ -403,7 +411,8 @@ impl Core {
             // While somebody may still acknowledge, the write may be applied there.
             Quorum::Impossible { needed, of, .. } => {
                 let got = op.quorum.acked_count();
-                let is_undone = op.quorum.acked_count() == 0 && !op.may_be_applied;
+                let is_undone = op.quorum.acked_count() == 0
+                    && (!op.may_be_applied || is_on(Mutation::ClaimsUndone));
                 if is_undone && is_over {
                     Some(Err(RequestError::Unavailable { needed, got: 0, of }))
                 } else if is_undone {

@@ -4,20 +4,20 @@
 //! load, heartbeats go out and health is answered. Messages are fire and forget; each peer has a small
 //! queue and a connection that is opened when needed. What does not fit or arrive is sent again by Raft.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control};
+use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control, Standing};
 use mds_types::NodeId;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
-use super::data_loop::AcceptedPeer;
+use super::peers::AcceptedPeer;
 use super::transport::Channel;
 use super::{clock, transport};
 use crate::wire;
@@ -30,6 +30,10 @@ const INBOX_MESSAGES_MAX: usize = 1_024;
 
 /// Connections of peers in their handshake, at most; further ones are closed.
 const HANDSHAKES_MAX: usize = 256;
+
+/// Connections that the peer port serves, at most: control and data; further ones are closed. A cluster
+/// needs two for each other node.
+const CONNECTIONS_MAX: usize = 1_024;
 
 /// Datagrams that wait to be sent, at most; further ones are dropped.
 const DATAGRAMS_MAX: usize = 1_024;
@@ -115,13 +119,13 @@ impl ControlLoop {
                 self.control.leave(clock::now().mono_ns);
                 self.turn();
                 // The farewell leaves through a task of this thread; let it run.
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 return;
             }
             let deadline_ns = self.control.next_deadline().unwrap_or(u64::MAX);
             let at = tokio::time::Instant::from_std(clock::instant_at(deadline_ns));
+            // No order among them: a flood of one kind must not starve the others.
             tokio::select! {
-                biased;
                 _ = stop.changed() => {}
                 received = udp.recv_from(&mut datagram) => match received {
                     Ok((len, _)) => {
@@ -164,6 +168,11 @@ impl ControlLoop {
                 }
             }
             if let Some(view) = outputs.view {
+                if let Standing::Refused(reason) = &view.standing {
+                    // For good: a process that lingers serves nobody, and hides why.
+                    let reason = format!("refused by the cluster: {reason}");
+                    self.fatal.send_replace(Some(reason));
+                }
                 self.view.send_replace(view);
             }
             if let Some(reason) = outputs.fatal {
@@ -244,8 +253,11 @@ async fn send_task(
             {
                 wire::encode_frame(&message, &mut out);
             }
-            if stream.write_all(&out).await.is_err() {
-                break;
+            let write = stream.write_all(&out);
+            match tokio::time::timeout(transport::PEER_SILENCE_MAX, write).await {
+                Ok(Ok(())) => {}
+                // Connecting anew is the better hope.
+                Ok(Err(_)) | Err(_) => break,
             }
             out.clear();
             // Nothing is ever read here, but the end of the connection shows by reading.
@@ -270,38 +282,44 @@ async fn accept_task(
     inbox: mpsc::Sender<Bytes>,
     peers: mpsc::Sender<AcceptedPeer>,
 ) {
-    let handshakes = Rc::new(RefCell::new(0usize));
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a peer");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        if *handshakes.borrow() >= HANDSHAKES_MAX {
+        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
             continue;
-        }
-        *handshakes.borrow_mut() += 1;
-        let (handshakes, view) = (handshakes.clone(), view.borrow().clone());
+        };
+        let (places, view) = (places.clone(), view.borrow().clone());
         let (inbox, peers) = (inbox.clone(), peers.clone());
         spawn_local(async move {
             let accepted = transport::accept(stream, view).await;
-            *handshakes.borrow_mut() -= 1;
+            drop(handshake);
             let Some(accepted) = accepted else { return };
+            let Ok(place) = places.try_acquire_owned() else {
+                tracing::warn!(peer = %accepted.peer, "too many connections at the peer port");
+                return;
+            };
             match accepted.channel {
-                Channel::Control => receive_task(accepted, inbox).await,
+                // Holds its place until it returns.
+                Channel::Control => receive_task(accepted, inbox, place).await,
                 Channel::Data => {
                     if let Ok(stream) = accepted.stream.into_std() {
-                        let (peer, input) = (accepted.peer, accepted.input);
-                        let _ = peers
-                            .send(AcceptedPeer {
-                                peer,
-                                stream,
-                                input,
-                            })
-                            .await;
+                        let accepted = AcceptedPeer {
+                            peer: accepted.peer,
+                            start: accepted.start,
+                            stream,
+                            input: accepted.input,
+                            place,
+                        };
+                        // The data thread has ended; so will this one.
+                        let _ = peers.send(accepted).await;
                     }
                 }
             }
@@ -310,7 +328,11 @@ async fn accept_task(
 }
 
 /// Takes control messages off one connection.
-async fn receive_task(accepted: transport::Accepted, inbox: mpsc::Sender<Bytes>) {
+async fn receive_task(
+    accepted: transport::Accepted,
+    inbox: mpsc::Sender<Bytes>,
+    _place: OwnedSemaphorePermit,
+) {
     let transport::Accepted {
         mut stream,
         mut input,

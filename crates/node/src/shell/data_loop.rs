@@ -3,55 +3,66 @@
 //! One thread, one tokio current-thread runtime, a task per *connection* (never per request). Tasks read
 //! what is readable and hand it to the core or the front-end; the first one in a turn wakes the flusher,
 //! which runs after all tasks that were ready with it, and then does everything at once: local replies,
-//! reads, one batch to the store, one write per peer, one write per client. Nothing waits *for* a batch.
+//! reads, one batch to the store, one write per peer, one write per client. Nothing waits *for* a batch,
+//! and nothing in a turn waits for a disk: what is not in memory is read by threads ([`read_thread`]), so
+//! that a turn is short and pings are answered whatever clients ask for.
+//!
+//! Clients' connections are here; peers' are in [`peers`](super::peers).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use mds_cluster::ClusterView;
-use mds_storage::store::StoreReader;
+use mds_storage::store::{Lookup, StoreReader};
 use mds_types::NodeId;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, JoinSet, spawn_local};
 
+use super::outlet::Outlet;
+use super::peers::{self, AcceptedPeer, OpenLink};
+use super::read_thread::{AnswerQueue, ReadThreads};
 use super::store_thread::DoneQueue;
 use super::{clock, transport};
 use crate::api::{FRONT_HTTP, Outcome, Request, RequestError, Submit, Tag};
-use crate::core::{Core, CoreStats, Direction, LinkId};
+use crate::core::{Core, CoreStats, LinkId};
 use crate::front::Frontend;
-use crate::store_io::{StoreBatch, read};
-
-/// Bytes asked of a socket at a time.
-const READ_BYTES: usize = 64 * 1024;
+use crate::store_io::{ReadAnswer, ReadQuery, StoreBatch};
 
 /// Replies that a client does not take, at most; beyond, its connection is closed.
 const CLIENT_BACKLOG_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// A stopping node waits this long for what is in flight.
-const DRAIN_MAX: std::time::Duration = std::time::Duration::from_millis(2_500);
+/// A stopping node waits this long for what is in flight; what is then unanswered is answered as
+/// unknown or not ready. Less than HTTP takes to drain, so that its callers hear it too.
+const DRAIN_MAX: Duration = Duration::from_millis(1_800);
+
+/// After that, clients have this long to take their last replies.
+const FAREWELL_MAX: Duration = Duration::from_millis(250);
+
+/// What clients of a stopping node hear.
+const SHUTTING_DOWN: &str = "this node is shutting down";
 
 /// A request from another thread of this process, and where its answer goes.
 pub(super) type Call = (Request, oneshot::Sender<Result<Outcome, RequestError>>);
-
-/// An accepted connection of a peer, past its handshake.
-pub(super) struct AcceptedPeer {
-    pub(super) peer: NodeId,
-    pub(super) stream: std::net::TcpStream,
-    /// What came behind the handshake in the same read.
-    pub(super) input: BytesMut,
-}
 
 /// The store's ends that the data thread uses.
 pub(super) struct AttachedStore {
     pub(super) reader: StoreReader,
     pub(super) batches: Sender<StoreBatch>,
     pub(super) hints_pending: Vec<(NodeId, u64)>,
+}
+
+/// The same, in use.
+struct OpenStore {
+    reader: StoreReader,
+    batches: Sender<StoreBatch>,
+    reads: ReadThreads,
 }
 
 /// What the data thread is started with.
@@ -76,38 +87,39 @@ pub(super) struct DataLoopParts {
 pub(super) struct Health {
     pub(super) stats: CoreStats,
     pub(super) usable_peers: usize,
+    /// Why nothing is served any more.
     pub(super) stopped: Option<String>,
-}
-
-/// A socket that is written to at the end of turns.
-struct Outlet {
-    stream: TcpStream,
-    /// A task waits until the socket takes bytes again.
-    is_blocked: Cell<bool>,
-    is_closing: Cell<bool>,
-    /// Wakes the reading task: to go on reading, or to end.
-    wake: Notify,
+    /// Why not everything can be done, though reads go on: until the node is started anew.
+    pub(super) hindrance: Option<String>,
 }
 
 /// The data thread's state, shared by its tasks.
-struct DataLoop {
-    core: RefCell<Core>,
+pub(super) struct DataLoop {
+    pub(super) core: RefCell<Core>,
     front: RefCell<Box<dyn Frontend>>,
-    store: RefCell<Option<AttachedStore>>,
+    store: RefCell<Option<OpenStore>>,
     clients: RefCell<BTreeMap<u64, (Rc<Outlet>, BytesMut)>>,
-    links: RefCell<BTreeMap<LinkId, Rc<Outlet>>>,
+    pub(super) links: RefCell<BTreeMap<LinkId, OpenLink>>,
     calls: RefCell<BTreeMap<u64, oneshot::Sender<Result<Outcome, RequestError>>>>,
     next_number: Cell<u64>,
+    answers: Arc<AnswerQueue>,
     is_flush_due: Cell<bool>,
     flush: Notify,
+    /// A turn has ended or a client has taken all of its output; for whoever waits for quiet.
+    turned: Notify,
+    /// The task of a connection panicked: the core may be in any state.
+    panicked: Notify,
     armed_ns: Cell<u64>,
     rearm: Notify,
-    view: watch::Receiver<Arc<ClusterView>>,
-    hello: transport::HelloMaker,
+    pub(super) view: watch::Receiver<Arc<ClusterView>>,
+    pub(super) hello: transport::HelloMaker,
     health: Arc<Mutex<Health>>,
 }
 
 /// Runs the data thread until it is told to stop and has drained.
+///
+/// # Errors
+/// When a task without which nothing is served has ended.
 pub(super) async fn run(parts: DataLoopParts) -> std::io::Result<()> {
     let shared = Rc::new(DataLoop {
         core: RefCell::new(parts.core),
@@ -117,8 +129,11 @@ pub(super) async fn run(parts: DataLoopParts) -> std::io::Result<()> {
         links: RefCell::default(),
         calls: RefCell::default(),
         next_number: Cell::new(1),
+        answers: Arc::default(),
         is_flush_due: Cell::new(false),
         flush: Notify::new(),
+        turned: Notify::new(),
+        panicked: Notify::new(),
         armed_ns: Cell::new(0),
         rearm: Notify::new(),
         view: parts.view.clone(),
@@ -127,29 +142,69 @@ pub(super) async fn run(parts: DataLoopParts) -> std::io::Result<()> {
     });
     parts.clients.set_nonblocking(true)?;
     let listener = TcpListener::from_std(parts.clients)?;
-    spawn_local(flush_task(shared.clone()));
-    spawn_local(timer_task(shared.clone()));
-    spawn_local(attach_task(shared.clone(), parts.store));
-    spawn_local(store_task(shared.clone(), parts.store_done));
-    spawn_local(call_task(shared.clone(), parts.calls));
-    spawn_local(view_task(shared.clone(), parts.view));
-    spawn_local(peer_task(shared.clone(), parts.peers));
-    let accept = spawn_local(accept_task(shared.clone(), listener, parts.clients_max));
+    let mut essential = JoinSet::new();
+    essential.spawn_local(flush_task(shared.clone()));
+    essential.spawn_local(timer_task(shared.clone()));
+    essential.spawn_local(store_task(shared.clone(), parts.store_done));
+    essential.spawn_local(read_task(shared.clone()));
+    shared.spawn(attach_task(shared.clone(), parts.store));
+    shared.spawn(call_task(shared.clone(), parts.calls));
+    shared.spawn(peers::view_task(shared.clone(), parts.view));
+    shared.spawn(peers::accepted_task(shared.clone(), parts.peers));
+    let accept = shared.spawn(accept_task(shared.clone(), listener, parts.clients_max));
 
     let mut stop = parts.stop;
-    while !*stop.borrow_and_update() {
-        if stop.changed().await.is_err() {
-            break;
+    tokio::select! {
+        // An error means that whoever could say "stop" is gone: that is a stop, too.
+        _ = stop.wait_for(|is_stopping| *is_stopping) => {}
+        ended = essential.join_next() => {
+            let how = match ended {
+                Some(Err(error)) => error.to_string(),
+                Some(Ok(())) | None => "it returned".to_owned(),
+            };
+            let what = format!("an essential task of the data thread has ended: {how}");
+            return Err(std::io::Error::other(what));
+        }
+        () = shared.panicked.notified() => {
+            return Err(std::io::Error::other("a task of the data thread panicked"));
         }
     }
     accept.abort();
     shared.drain().await;
-    // The store thread ends when the last sender of batches is gone.
-    shared.store.borrow_mut().take();
+    // The store thread ends when the last sender of batches is gone, and the store closes when nobody
+    // reads from it any more.
+    let store = shared.store.borrow_mut().take();
+    if let Some(store) = store {
+        drop(store.batches);
+        store.reads.stop();
+    }
     Ok(())
 }
 
+/// Says that the task which holds it panicked.
+struct Alarm(Rc<DataLoop>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panicked.notify_one();
+        }
+    }
+}
+
 impl DataLoop {
+    /// Starts a task whose panic ends the data thread.
+    pub(super) fn spawn(
+        self: &Rc<Self>,
+        task: impl Future<Output = ()> + 'static,
+    ) -> JoinHandle<()> {
+        let alarm = Alarm(self.clone());
+        spawn_local(async move {
+            let _alarm = alarm;
+            task.await;
+        })
+    }
+
     fn number(&self) -> u64 {
         let number = self.next_number.get();
         self.next_number.set(number + 1);
@@ -165,58 +220,38 @@ impl DataLoop {
         }
     }
 
-    fn schedule_flush(&self) {
+    pub(super) fn schedule_flush(&self) {
         if !self.is_flush_due.replace(true) {
             self.flush.notify_one();
         }
     }
 
-    /// The end of a turn: everything that its inputs brought about leaves together.
+    /// The end of a turn: everything that its inputs brought about leaves together. What the answers
+    /// bring about in their turn is the business of the next one, after tasks that are ready.
     fn end_turn(self: &Rc<Self>) {
         self.is_flush_due.set(false);
         let now = clock::now();
         let mut core = self.core.borrow_mut();
-        let store = self.store.borrow();
-        loop {
+        core.settle(now);
+        let has_read = self.carry_reads(now, &mut core);
+        if has_read {
             core.settle(now);
-            let reads = core.take_reads();
-            let done = core.take_done();
-            if reads.is_empty() && done.is_empty() {
-                break;
-            }
-            for (ticket, query) in reads {
-                let answer = store.as_ref().and_then(|store| {
-                    read(&store.reader, &query)
-                        .inspect_err(|error| tracing::error!(%error, "a read failed"))
-                        .ok()
-                });
-                core.on_read_done(now, ticket, &query, answer);
-            }
-            for (tag, result) in done {
-                if tag.front == FRONT_HTTP {
-                    if let Some(caller) = self.calls.borrow_mut().remove(&tag.id) {
-                        // The caller may have gone away; then nobody wants to know.
-                        let _ = caller.send(result);
-                    }
-                } else {
-                    self.front
-                        .borrow_mut()
-                        .on_done(now, tag, result, &mut *core);
-                }
-            }
         }
-        if let Some(store) = &*store
+        let has_answered = self.deliver(now, &mut core);
+        if has_read || has_answered {
+            self.schedule_flush();
+        }
+        if let Some(store) = &*self.store.borrow()
             && let Some(batch) = core.take_batch()
             && store.batches.send(batch).is_err()
         {
             core.stop("the store thread has ended".to_owned());
         }
-        drop(store);
         for link in core.take_dirty_links() {
-            let outlet = self.links.borrow().get(&link).cloned();
+            let outlet = self.outlet(link);
             if let (Some(outlet), Some(out)) = (outlet, core.link_output(link)) {
                 let again = self.clone();
-                write_out(&outlet, out, move || again.write_link(link));
+                outlet.write(out, move || again.write_link(link));
             }
         }
         let deadline_ns = core.next_deadline_ns();
@@ -225,6 +260,58 @@ impl DataLoop {
         if deadline_ns < self.armed_ns.get() {
             self.rearm.notify_one();
         }
+        self.turned.notify_one();
+    }
+
+    /// Answers the core's questions that memory can answer, and hands the others to the threads. True if
+    /// anything was answered.
+    fn carry_reads(&self, now: crate::api::Now, core: &mut Core) -> bool {
+        let questions = core.take_reads();
+        if questions.is_empty() {
+            return false;
+        }
+        let mut store = self.store.borrow_mut();
+        let mut has_read = false;
+        for (ticket, query) in questions {
+            let Some(store) = &mut *store else {
+                core.on_read_done(now, ticket, &query, None);
+                has_read = true;
+                continue;
+            };
+            if let ReadQuery::Get { key } = &query
+                && let Lookup::Found(record) = store.reader.get_in_memory(key)
+            {
+                let answer = Some(ReadAnswer::Record(Some(record)));
+                core.on_read_done(now, ticket, &query, answer);
+                has_read = true;
+            } else if let Err((ticket, query)) = store.reads.ask((ticket, query)) {
+                core.on_read_done(now, ticket, &query, None);
+                has_read = true;
+            }
+        }
+        if let Some(store) = &mut *store
+            && !store.reads.send()
+        {
+            core.stop("a thread that reads from the store has ended".to_owned());
+        }
+        has_read
+    }
+
+    /// Gives answers to whom they belong. True if there were any.
+    fn deliver(&self, now: crate::api::Now, core: &mut Core) -> bool {
+        let done = core.take_done();
+        let has_answered = !done.is_empty();
+        for (tag, result) in done {
+            if tag.front == FRONT_HTTP {
+                if let Some(caller) = self.calls.borrow_mut().remove(&tag.id) {
+                    // The caller may have gone away; then nobody wants to know.
+                    let _ = caller.send(result);
+                }
+            } else {
+                self.front.borrow_mut().on_done(now, tag, result, core);
+            }
+        }
+        has_answered
     }
 
     fn flush_clients(self: &Rc<Self>) {
@@ -242,26 +329,32 @@ impl DataLoop {
                 }
             }
             let again = self.clone();
-            write_out(outlet, backlog, move || again.write_client(conn));
+            outlet.write(backlog, move || again.write_client(conn));
             front.set_backlog(conn, backlog.len());
-            let is_stuck = backlog.len() > CLIENT_BACKLOG_BYTES_MAX;
-            if is_stuck {
+            if front.must_close_now(conn) || backlog.len() > CLIENT_BACKLOG_BYTES_MAX {
                 tracing::warn!(conn, "closing a client that does not take its replies");
+                *backlog = BytesMut::new();
+                outlet.end();
+            } else if front.wants_close(conn) && backlog.is_empty() {
+                outlet.end();
+            } else {
+                outlet.wake();
             }
-            if is_stuck || (front.wants_close(conn) && backlog.is_empty()) {
-                outlet.is_closing.set(true);
-            }
-            outlet.wake.notify_one();
         }
     }
 
+    pub(super) fn outlet(&self, link: LinkId) -> Option<Rc<Outlet>> {
+        self.links
+            .borrow()
+            .get(&link)
+            .map(|open| open.outlet.clone())
+    }
+
     fn write_link(self: &Rc<Self>, link: LinkId) {
-        let Some(outlet) = self.links.borrow().get(&link).cloned() else {
-            return;
-        };
-        if let Some(out) = self.core.borrow_mut().link_output(link) {
+        let outlet = self.outlet(link);
+        if let (Some(outlet), Some(out)) = (outlet, self.core.borrow_mut().link_output(link)) {
             let again = self.clone();
-            write_out(&outlet, out, move || again.write_link(link));
+            outlet.write(out, move || again.write_link(link));
         }
     }
 
@@ -271,138 +364,65 @@ impl DataLoop {
             return;
         };
         let again = self.clone();
-        write_out(outlet, backlog, move || again.write_client(conn));
+        outlet.write(backlog, move || again.write_client(conn));
         let mut front = self.front.borrow_mut();
         front.set_backlog(conn, backlog.len());
         if backlog.is_empty() {
             if front.wants_close(conn) {
-                outlet.is_closing.set(true);
+                outlet.end();
+            } else {
+                outlet.wake();
             }
-            outlet.wake.notify_one();
+            self.turned.notify_one();
         }
     }
 
-    /// Serves a link until it ends: reads, and tells the core.
-    async fn serve_link(
-        self: &Rc<Self>,
-        peer: NodeId,
-        direction: Direction,
-        stream: TcpStream,
-        mut input: BytesMut,
-    ) {
-        let outlet = Rc::new(Outlet::new(stream));
-        let link = self
-            .core
-            .borrow_mut()
-            .on_link_open(clock::now(), peer, direction);
-        self.links.borrow_mut().insert(link, outlet.clone());
-        loop {
-            let taken = self
-                .core
-                .borrow_mut()
-                .on_link_bytes(clock::now(), link, &mut input);
-            self.schedule_flush();
-            if let Err(error) = taken {
-                tracing::warn!(%peer, %error, "closing the connection to a peer");
-                break;
-            }
-            if !read_more(&outlet, &mut input).await {
-                break;
-            }
-        }
-        self.links.borrow_mut().remove(&link);
-        self.core.borrow_mut().on_link_closed(clock::now(), link);
-        self.schedule_flush();
-    }
-
-    /// Waits for what is in flight, within a bound; refuses new requests meanwhile.
+    /// Refuses new requests, waits for what is in flight, and sees that everybody hears how it ended:
+    /// all of it within bounds.
     async fn drain(self: &Rc<Self>) {
-        let until = tokio::time::Instant::now() + DRAIN_MAX;
-        while self.core.borrow().in_flight() > 0 && tokio::time::Instant::now() < until {
-            // Every turn that ends an operation changes the count; a turn comes at least every tick.
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        self.health
+            .lock()
+            .stopped
+            .get_or_insert(SHUTTING_DOWN.to_owned());
+        self.core.borrow_mut().begin_drain();
+        self.until(DRAIN_MAX, || self.core.borrow().in_flight() == 0)
+            .await;
+        self.core.borrow_mut().abandon(clock::now());
+        // Answers may make front-ends ask again, and hear that it is too late.
+        self.schedule_flush();
+        while self.is_flush_due.get() {
+            self.end_turn();
         }
-        self.core
-            .borrow_mut()
-            .stop("this node is shutting down".to_owned());
-        self.end_turn();
-        // What the clients' sockets take at once has been written now; say goodbye.
+        let is_all_taken = || {
+            let clients = self.clients.borrow();
+            clients
+                .values()
+                .all(|(outlet, backlog)| backlog.is_empty() || outlet.is_ended())
+        };
+        self.until(FAREWELL_MAX, is_all_taken).await;
         for (outlet, _) in self.clients.borrow().values() {
-            outlet.is_closing.set(true);
-            outlet.wake.notify_one();
+            outlet.end();
         }
     }
-}
 
-impl Outlet {
-    fn new(stream: TcpStream) -> Outlet {
-        // Fails only on a socket that is broken already; reading then says so.
-        let _ = stream.set_nodelay(true);
-        Outlet {
-            stream,
-            is_blocked: Cell::new(false),
-            is_closing: Cell::new(false),
-            wake: Notify::new(),
-        }
-    }
-}
-
-/// Writes what the socket takes; if that is not all, waits in a task of its own until it takes more.
-fn write_out(outlet: &Rc<Outlet>, out: &mut BytesMut, again: impl FnOnce() + 'static) {
-    if outlet.is_blocked.get() {
-        return;
-    }
-    while !out.is_empty() {
-        match outlet.stream.try_write(out) {
-            Ok(0) => return outlet.end(),
-            Ok(written) => out.advance(written),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                outlet.is_blocked.set(true);
-                let outlet = outlet.clone();
-                spawn_local(async move {
-                    let is_writable = outlet.stream.writable().await.is_ok();
-                    outlet.is_blocked.set(false);
-                    if is_writable {
-                        again();
-                    }
-                });
-                return;
+    /// Waits until something is so, at most for so long.
+    async fn until(&self, time_max: Duration, is_so: impl Fn() -> bool) {
+        let wait = async {
+            while !is_so() {
+                self.turned.notified().await;
             }
-            Err(_) => return outlet.end(),
-        }
+        };
+        // Being late is not an error: the caller goes on.
+        let _ = tokio::time::timeout(time_max, wait).await;
     }
-    // A buffer that once held a large value does not keep its memory.
-    if out.capacity() > 1024 * 1024 {
-        *out = BytesMut::new();
-    }
-}
 
-impl Outlet {
-    /// Makes the reading task end.
-    fn end(&self) {
-        self.is_closing.set(true);
-        self.wake.notify_one();
-    }
-}
-
-/// Waits for bytes and appends them. False when the connection has ended or is to end.
-async fn read_more(outlet: &Outlet, input: &mut BytesMut) -> bool {
-    loop {
-        if outlet.is_closing.get() {
-            return false;
-        }
-        tokio::select! {
-            biased;
-            readable = outlet.stream.readable() => if readable.is_err() { return false },
-            () = outlet.wake.notified() => continue,
-        }
-        input.reserve(READ_BYTES);
-        match outlet.stream.try_read_buf(input) {
-            Ok(0) => return false,
-            Ok(_) => return true,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => return false,
-        }
+    fn take_commands(&self, conn: u64, input: &mut BytesMut) {
+        let mut core = self.core.borrow_mut();
+        self.front
+            .borrow_mut()
+            .on_bytes(clock::now(), conn, input, &mut *core);
+        drop(core);
+        self.schedule_flush();
     }
 }
 
@@ -414,6 +434,7 @@ async fn flush_task(shared: Rc<DataLoop>) {
 }
 
 async fn timer_task(shared: Rc<DataLoop>) {
+    let mut silence = peers::SilenceWatch::default();
     loop {
         let deadline_ns = shared.core.borrow_mut().next_deadline_ns();
         shared.armed_ns.set(deadline_ns);
@@ -423,23 +444,38 @@ async fn timer_task(shared: Rc<DataLoop>) {
             () = shared.rearm.notified() => continue,
             () = tokio::time::sleep_until(at) => {}
         }
+        let now = clock::now();
         let mut core = shared.core.borrow_mut();
-        core.on_timer(clock::now());
+        core.on_timer(now);
         shared.publish_health(&core);
+        let lost = core.take_lost_links();
         drop(core);
+        for outlet in lost.into_iter().filter_map(|link| shared.outlet(link)) {
+            outlet.end();
+        }
+        silence.look(now.mono_ns, &shared.links.borrow());
         shared.schedule_flush();
     }
 }
 
 async fn attach_task(shared: Rc<DataLoop>, store: oneshot::Receiver<AttachedStore>) {
-    if let Ok(store) = store.await {
-        shared
-            .core
-            .borrow_mut()
-            .on_store_open(store.hints_pending.clone());
-        *shared.store.borrow_mut() = Some(store);
-        shared.schedule_flush();
+    let Ok(store) = store.await else {
+        return;
+    };
+    let mut core = shared.core.borrow_mut();
+    match ReadThreads::spawn(&store.reader, shared.answers.clone()) {
+        Ok(reads) => {
+            core.on_store_open(store.hints_pending);
+            *shared.store.borrow_mut() = Some(OpenStore {
+                reader: store.reader,
+                batches: store.batches,
+                reads,
+            });
+        }
+        Err(error) => core.stop(format!("no thread to read with: {error}")),
     }
+    drop(core);
+    shared.schedule_flush();
 }
 
 async fn store_task(shared: Rc<DataLoop>, store_done: Arc<DoneQueue>) {
@@ -448,6 +484,22 @@ async fn store_task(shared: Rc<DataLoop>, store_done: Arc<DoneQueue>) {
         for done in store_done.take() {
             shared.core.borrow_mut().on_store_done(clock::now(), done);
         }
+        shared.health.lock().hindrance = store_done.hindrance();
+        shared.schedule_flush();
+    }
+}
+
+async fn read_task(shared: Rc<DataLoop>) {
+    loop {
+        shared.answers.notify.notified().await;
+        let mut store = shared.store.borrow_mut();
+        let answers = store.as_mut().map(|store| store.reads.take_answers());
+        drop(store);
+        let (now, mut core) = (clock::now(), shared.core.borrow_mut());
+        for ((ticket, query), answer) in answers.into_iter().flatten() {
+            core.on_read_done(now, ticket, &query, answer);
+        }
+        drop(core);
         shared.schedule_flush();
     }
 }
@@ -465,67 +517,6 @@ async fn call_task(shared: Rc<DataLoop>, mut calls: mpsc::Receiver<Call>) {
     }
 }
 
-/// Keeps the core's view fresh, and a dialling task for every other member.
-async fn view_task(shared: Rc<DataLoop>, mut views: watch::Receiver<Arc<ClusterView>>) {
-    let mut dialling: BTreeMap<NodeId, tokio::task::JoinHandle<()>> = BTreeMap::new();
-    loop {
-        let view = views.borrow_and_update().clone();
-        dialling.retain(|node, task| {
-            let is_member = view.members.contains_key(node);
-            if !is_member {
-                task.abort();
-            }
-            is_member
-        });
-        for &node in view.members.keys().filter(|&&node| node != view.me) {
-            let dial = || spawn_local(dial_task(shared.clone(), node));
-            dialling.entry(node).or_insert_with(dial);
-        }
-        shared.core.borrow_mut().on_view(view);
-        shared.schedule_flush();
-        if views.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Keeps a link to one member open, for as long as it is one.
-async fn dial_task(shared: Rc<DataLoop>, node: NodeId) {
-    let mut backoff = transport::Backoff::default();
-    loop {
-        let view = shared.view.borrow().clone();
-        match transport::dial(&view, &shared.hello, node).await {
-            Ok((stream, input)) => {
-                tracing::info!(peer = %node, "connected to a peer");
-                backoff.reset();
-                shared
-                    .serve_link(node, Direction::Dialled, stream, input)
-                    .await;
-                tracing::info!(peer = %node, "connection to a peer ended");
-            }
-            Err(error) => backoff.note(node, &error),
-        }
-        tokio::time::sleep(backoff.next()).await;
-    }
-}
-
-async fn peer_task(shared: Rc<DataLoop>, mut peers: mpsc::Receiver<AcceptedPeer>) {
-    while let Some(accepted) = peers.recv().await {
-        let shared = shared.clone();
-        match TcpStream::from_std(accepted.stream) {
-            Ok(stream) => {
-                spawn_local(async move {
-                    let (peer, input) = (accepted.peer, accepted.input);
-                    shared
-                        .serve_link(peer, Direction::Accepted, stream, input)
-                        .await;
-                });
-            }
-            Err(error) => tracing::warn!(%error, "an accepted connection is unusable"),
-        }
-    }
-}
-
 async fn accept_task(shared: Rc<DataLoop>, listener: TcpListener, clients_max: usize) {
     loop {
         match listener.accept().await {
@@ -534,12 +525,12 @@ async fn accept_task(shared: Rc<DataLoop>, listener: TcpListener, clients_max: u
                 let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             }
             Ok((stream, address)) => {
-                spawn_local(client_task(shared.clone(), stream, address.to_string()));
+                shared.spawn(client_task(shared.clone(), stream, address.to_string()));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: let some connections end first.
                 tracing::warn!(%error, "cannot accept a client");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
@@ -554,28 +545,20 @@ async fn client_task(shared: Rc<DataLoop>, stream: TcpStream, peer: String) {
         .insert(conn, (outlet.clone(), BytesMut::new()));
     shared.front.borrow_mut().open(conn, peer);
     let mut input = BytesMut::new();
-    while read_more(&outlet, &mut input).await {
+    while outlet.read(&mut input).await {
         shared.take_commands(conn, &mut input);
         // A client with too much in flight is not read from until some of it is answered; what it
         // sent already may hold further commands.
-        while shared.front.borrow().is_paused(conn) && !outlet.is_closing.get() {
-            outlet.wake.notified().await;
+        while shared.front.borrow().is_paused(conn) && !outlet.is_ended() {
+            outlet.woken().await;
             if !shared.front.borrow().is_paused(conn) {
                 shared.take_commands(conn, &mut input);
             }
         }
     }
+    // A task that waits for room lets go of the socket, too.
+    outlet.end();
     shared.front.borrow_mut().close(conn);
     shared.clients.borrow_mut().remove(&conn);
-}
-
-impl DataLoop {
-    fn take_commands(&self, conn: u64, input: &mut BytesMut) {
-        let mut core = self.core.borrow_mut();
-        self.front
-            .borrow_mut()
-            .on_bytes(clock::now(), conn, input, &mut *core);
-        drop(core);
-        self.schedule_flush();
-    }
+    shared.turned.notify_one();
 }

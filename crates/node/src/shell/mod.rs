@@ -3,6 +3,7 @@
 //! | thread | owns | does |
 //! |---|---|---|
 //! | data | core, client and peer sockets | everything a request needs, in turns ([`data_loop`]) |
+//! | read, walk | nothing | read what is not in memory ([`read_thread`]) |
 //! | store | the store's writing end | merges, one sync per group ([`store_thread`]) |
 //! | flush | the flusher | brings what the log holds into the engine |
 //! | control | gossip, Raft, the peer port | who is reachable, who is a member ([`control_loop`]) |
@@ -14,6 +15,9 @@
 mod clock;
 mod control_loop;
 mod data_loop;
+mod outlet;
+mod peers;
+mod read_thread;
 mod store_thread;
 mod transport;
 
@@ -31,6 +35,7 @@ use mds_storage::{Disk, engine};
 use mds_types::{IncarnationId, NodeId, PartitionId};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
@@ -270,11 +275,16 @@ impl NodeHandle {
     /// The request's; [`RequestError::Overloaded`] when too many callers wait.
     pub async fn request(&self, request: Request) -> Result<Outcome, RequestError> {
         let (caller, answer) = oneshot::channel();
+        let gone = || RequestError::NotReady("this node is shutting down".to_owned());
         self.calls
             .try_send((request, caller))
-            .map_err(|_| RequestError::Overloaded("too many calls wait for the data thread"))?;
-        let gone = |_| RequestError::NotReady("this node is shutting down".to_owned());
-        answer.await.map_err(gone)?
+            .map_err(|error| match error {
+                TrySendError::Full(_) => {
+                    RequestError::Overloaded("too many calls wait for the data thread")
+                }
+                TrySendError::Closed(_) => gone(),
+            })?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Puts an admin request to the control part.
@@ -313,6 +323,11 @@ impl NodeHandle {
     /// Why this node serves nothing any more, if so: its store has failed, or it is shutting down.
     pub fn stopped(&self) -> Option<String> {
         self.health.lock().stopped.clone()
+    }
+
+    /// Why this node cannot do everything, though it reads, until it is started anew: its disk was full.
+    pub fn hindrance(&self) -> Option<String> {
+        self.health.lock().hindrance.clone()
     }
 
     /// Peers that can be asked now.

@@ -88,17 +88,20 @@ impl ReadThreads {
         })
     }
 
-    /// Takes a question, to be sent with [`ReadThreads::send`]. False: too many wait already.
-    pub(super) fn ask(&mut self, question: Question) -> bool {
+    /// Takes a question, to be sent with [`ReadThreads::send`].
+    ///
+    /// # Errors
+    /// The question, when too many wait already.
+    pub(super) fn ask(&mut self, question: Question) -> Result<(), Question> {
         if self.waiting >= READS_WAITING_MAX {
-            return false;
+            return Err(question);
         }
         self.waiting += 1;
         match question.1 {
             ReadQuery::Get { .. } => self.keys.next.push(question),
             ReadQuery::Page { .. } | ReadQuery::Count { .. } => self.walks.next.push(question),
         }
-        true
+        Ok(())
     }
 
     /// Sends what a turn has asked. False: a thread has ended, which it never does by itself.
@@ -150,5 +153,83 @@ fn read_loop(
                 .ok();
             answers.push(question, answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use mds_storage::disk::FaultyDisk;
+    use mds_storage::engine::memory::MemoryEngine;
+    use mds_storage::store::{Store, StoreOptions};
+    use mds_types::PartitionId;
+
+    use super::*;
+    use crate::store_io::ReplyTo;
+
+    fn question(id: u64, query: ReadQuery) -> Question {
+        let ticket = Ticket {
+            reply_to: ReplyTo::Me,
+            id,
+            bytes: 0,
+        };
+        (ticket, query)
+    }
+
+    fn get(id: u64) -> Question {
+        let key = Bytes::from(format!("key{id}"));
+        question(id, ReadQuery::Get { key })
+    }
+
+    fn threads() -> (ReadThreads, Store) {
+        let disk = Arc::new(FaultyDisk::new(1));
+        let engine = Arc::new(MemoryEngine::new());
+        let store = Store::open(disk, engine, StoreOptions::default()).unwrap();
+        let threads = ReadThreads::spawn(&store.reader(), Arc::default()).unwrap();
+        (threads, store)
+    }
+
+    #[test]
+    fn every_question_is_answered_once_and_makes_room_for_another() {
+        let (mut threads, _store) = threads();
+        let partition = PartitionId(0);
+        let count = ReadQuery::Count {
+            partition,
+            wall_ms: 0,
+        };
+        threads.ask(question(0, count)).unwrap();
+        for id in 1..READS_WAITING_MAX as u64 {
+            threads.ask(get(id)).unwrap();
+        }
+        let refused = threads.ask(get(99_999)).unwrap_err();
+        assert_eq!(refused, get(99_999));
+        assert!(threads.send());
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let queue = threads.answers.clone();
+        let mut answered = Vec::new();
+        while answered.len() < READS_WAITING_MAX {
+            let notified = async {
+                tokio::time::timeout(Duration::from_secs(20), queue.notify.notified()).await
+            };
+            runtime.block_on(notified).unwrap();
+            for ((ticket, query), answer) in threads.take_answers() {
+                let expected = match query {
+                    ReadQuery::Get { .. } => ReadAnswer::Record(None),
+                    _ => ReadAnswer::Count(0),
+                };
+                assert_eq!(answer, Some(expected));
+                answered.push(ticket.id);
+            }
+        }
+        answered.sort_unstable();
+        assert!(answered.into_iter().eq(0..READS_WAITING_MAX as u64));
+        threads.ask(get(1)).unwrap();
+        threads.stop();
     }
 }

@@ -25,10 +25,14 @@ const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Records merged as one group at the most: bounds how long the first of them waits.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
+/// What readiness says once the flusher has found the disk full.
+const DISK_FULL: &str = "the disk is full: make room, then restart this node";
+
 /// Finished work on its way back to the data loop.
 #[derive(Default)]
 pub(super) struct DoneQueue {
     finished: Mutex<Vec<StoreDone>>,
+    hindrance: Mutex<Option<String>>,
     pub(super) notify: Notify,
 }
 
@@ -36,6 +40,17 @@ impl DoneQueue {
     fn push(&self, done: StoreDone) {
         self.finished.lock().push(done);
         self.notify.notify_one();
+    }
+
+    /// Says what the store cannot do, though it reads.
+    fn hinder(&self, hindrance: String) {
+        *self.hindrance.lock() = Some(hindrance);
+        self.notify.notify_one();
+    }
+
+    /// What the store cannot do, though it reads.
+    pub(super) fn hindrance(&self) -> Option<String> {
+        self.hindrance.lock().clone()
     }
 
     pub(super) fn take(&self) -> Vec<StoreDone> {
@@ -135,10 +150,11 @@ fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>,
             // What is to be flushed stays in the log, and reads go on. An engine that ran out of space
             // takes no further run until it is opened anew, so neither does this loop.
             Err(StoreError::Full) => {
-                return tracing::error!(
+                tracing::error!(
                     "the disk is full: what is in the log stays there and is read from there; soon \
                      writes will be refused. Make room, then restart this node"
                 );
+                return done.hinder(DISK_FULL.to_owned());
             }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Record, Version};
 
 use super::{Outcome, ReplicaSet, Tally};
@@ -24,6 +25,7 @@ pub struct ReadQuorum {
 impl ReadQuorum {
     /// R = `needed` of a replica set of `of` (at most `REPLICAS_MAX`).
     pub fn new(needed: u8, of: u8) -> ReadQuorum {
+        let needed = needed - u8::from(is_on(Mutation::ReadQuorumShort) && needed > 1);
         ReadQuorum {
             tally: Tally::new(needed, of),
             newest: None,
@@ -110,7 +112,9 @@ impl ReadQuorum {
     /// `w` replicas are known to hold it. See the module's chapter for what this promises.
     pub fn may_answer(&self, w: u8) -> bool {
         self.tally.outcome == Outcome::Met
-            && (self.is_unanimous() || self.repair_acks_needed(w) == 0)
+            && (is_on(Mutation::NoBlockingRepair)
+                || self.is_unanimous()
+                || self.repair_acks_needed(w) == 0)
     }
 
     /// The replicas that answered with something older than the newest, or with nothing, and have

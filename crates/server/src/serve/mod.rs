@@ -17,10 +17,10 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mds_node::front::Frontend;
-use mds_node::shell::{Node, NodeHandle};
+use mds_node::shell::{Node, NodeError, NodeHandle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{Effective, NodeConfig};
@@ -31,9 +31,10 @@ use crate::resp::RespFront;
 /// How often a running node is asked whether a part of it has failed.
 const FAILURE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long the node's threads may take to end, after HTTP has drained. Beyond it the process ends
-/// without them: everything acknowledged is in the log, which the next start replays.
-const STOP_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// How long the node's threads may take to end, from the moment they are told to: longer than the node
+/// waits for what is in flight, and short enough that the process is gone within five seconds. Beyond it
+/// the process ends without them: everything acknowledged is in the log, which the next start replays.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// Why a node did not start or did not end well: a sentence for a person.
 #[derive(Debug, thiserror::Error)]
@@ -95,17 +96,23 @@ fn run(effective: Effective) -> Result<(), ServeError> {
     let connections_max = config.http_connections_max;
     let database = Arc::new(RunningNode::new(handle.clone()));
     let router = http::router(App::new(database, effective));
-    let end = runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|error| ServeError::new("cannot serve HTTP", error))?;
         let life = tokio::spawn(life::tell(handle.clone()));
-        let mut end = End::Signal("");
-        let until = async { end = wait_for_end(signals, &node, &handle).await };
+        // The node and HTTP drain at the same time: the node refuses what is new, so that HTTP has an
+        // answer for everything, and HTTP carries the answers out.
+        let mut ended = None;
+        let until = async {
+            let end = wait_for_end(signals, &node, &handle).await;
+            ended = Some((end, Stopping::begin(node)));
+        };
         http::server::serve(listener, router, connections_max, until).await;
         life.abort();
-        Ok::<End, ServeError>(end)
+        ended.ok_or_else(|| ServeError("HTTP ended by itself".to_owned()))
     })?;
-    let stopped = stop(node);
+    let (end, stopping) = ended;
+    let stopped = stopping.and_then(Stopping::wait);
     match end {
         End::Failure(reason) => Err(ServeError(reason)),
         End::Signal(_) => {
@@ -179,23 +186,40 @@ async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) ->
     end
 }
 
-/// Stops the node's threads, within a bound.
-fn stop(node: Node) -> Result<(), ServeError> {
-    let (done, stopped) = mpsc::channel();
-    let stopping = std::thread::Builder::new()
-        .name("mds-stop".to_owned())
-        .spawn(move || {
-            // Nobody listens any more once the time is up.
-            let _ = done.send(node.stop());
-        });
-    stopping.map_err(|error| ServeError::new("cannot start a thread", error))?;
-    match stopped.recv_timeout(STOP_TIMEOUT) {
-        Ok(result) => result.map_err(|error| ServeError(error.to_string())),
-        Err(_) => Err(ServeError(format!(
-            "the node did not stop within {} ms and was cut off; its log is replayed at the next \
-             start",
-            STOP_TIMEOUT.as_millis()
-        ))),
+/// The node's threads, on their way to their end.
+struct Stopping {
+    result: mpsc::Receiver<Result<(), NodeError>>,
+    until: Instant,
+}
+
+impl Stopping {
+    /// Tells the node's threads to end. Does not wait.
+    fn begin(node: Node) -> Result<Stopping, ServeError> {
+        let (done, result) = mpsc::channel();
+        let stopping = std::thread::Builder::new()
+            .name("mds-stop".to_owned())
+            .spawn(move || {
+                // Nobody listens any more once the time is up.
+                let _ = done.send(node.stop());
+            });
+        stopping.map_err(|error| ServeError::new("cannot start a thread", error))?;
+        Ok(Stopping {
+            result,
+            until: Instant::now() + STOP_TIMEOUT,
+        })
+    }
+
+    /// Waits for them, within the bound.
+    fn wait(self) -> Result<(), ServeError> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        match self.result.recv_timeout(left) {
+            Ok(result) => result.map_err(|error| ServeError(error.to_string())),
+            Err(_) => Err(ServeError(format!(
+                "the node did not stop within {} ms and was cut off; its log is replayed at the \
+                 next start",
+                STOP_TIMEOUT.as_millis()
+            ))),
+        }
     }
 }
 

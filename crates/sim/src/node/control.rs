@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, Standing};
 
-use super::Process;
+use super::{Origin, Process};
 use crate::env::Env;
 use crate::event::NodeEvent;
 
@@ -110,12 +110,11 @@ impl Process {
             self.show_view(view, env);
         }
         if let Some(reason) = outputs.fatal {
-            let detail = format!("node {}'s control part stopped: {reason}", self.node + 1);
-            env.violated("a node that nothing is wrong with goes on", detail);
+            env.node_failed(self.name(), format!("its control part stopped: {reason}"));
         }
         if outputs.wants_sync {
             self.control.is_syncing = true;
-            let sync_ns = env.network.sync_ns(&mut env.counts);
+            let sync_ns = env.network.sync_ns(self.node, &mut env.counts);
             env.node_after(sync_ns, self.name(), NodeEvent::ControlSync);
         }
         self.arm_control_timer(env);
@@ -140,21 +139,44 @@ impl Process {
             return;
         }
         if let Err(error) = synced {
-            let detail = format!("node {} cannot sync Raft's log: {error}", self.node + 1);
-            env.violated("a node that nothing is wrong with goes on", detail);
+            // It must not go on: what it acknowledged might be lost. It is over with this start.
+            return env.node_failed(self.name(), format!("cannot sync Raft's log: {error}"));
         }
         self.control.is_syncing = false;
         self.control_turn(env);
+    }
+
+    /// Whose directory is a copy has to be refused, who is new has to wait, everybody else neither.
+    fn look_at_standing(&mut self, standing: &Standing, env: &mut Env) {
+        let node = self.node + 1;
+        match (self.origin, standing) {
+            (Origin::Copy, Standing::Refused(reason)) => {
+                env.counts.count("restored copy refused");
+                env.line(|| format!("node {node} is refused, and rightly: {reason}"));
+                env.node_failed(self.name(), format!("refused: {reason}"));
+            }
+            (_, Standing::Refused(reason)) => {
+                let detail = format!("node {node} was refused: {reason}");
+                env.violated("a node that nothing is wrong with goes on", detail);
+            }
+            (Origin::Copy, Standing::Active) => {
+                let detail = format!("node {node} came from a copy and is active");
+                env.violated("an old copy of a directory is refused", detail);
+            }
+            (Origin::Empty, Standing::Active) => {
+                let detail = format!("node {node} was wiped and holds data already");
+                env.violated("a node that lost its directory is a new one", detail);
+            }
+            (Origin::Empty, Standing::Waiting) => env.counts.count("wiped node waits"),
+            _ => {}
+        }
     }
 
     fn show_view(&mut self, view: Arc<ClusterView>, env: &mut Env) {
         let before = std::mem::replace(&mut self.control.shown, view.clone());
         if before.standing != view.standing {
             env.line(|| format!("node {} is {:?} now", self.node + 1, view.standing));
-            if let Standing::Refused(reason) = &view.standing {
-                let detail = format!("node {} was refused: {reason}", self.node + 1);
-                env.violated("a node that nothing is wrong with goes on", detail);
-            }
+            self.look_at_standing(&view.standing, env);
         }
         let (was, is) = (before.raft.role, view.raft.role);
         if was != is || before.raft.term != view.raft.term {

@@ -8,6 +8,7 @@
 //! The machine outlives the node: its disk, its clock and the engine's content stay over crashes.
 
 mod control;
+mod damage;
 mod data;
 mod store;
 
@@ -18,6 +19,7 @@ use mds_node::core::{Core, CoreConfig};
 use mds_storage::datadir::{self, DataDir};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::{Disk, FaultyDisk};
+use mds_types::slot::partition_of;
 use mds_types::{IncarnationId, MemberInfo, NodeId};
 
 use crate::clock::Clock;
@@ -43,6 +45,25 @@ pub(crate) enum Power {
     On,
 }
 
+/// Where the directory of a node comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    /// It has always been there.
+    Itself,
+    /// The former one was lost, after the cluster was born.
+    Empty,
+    /// An old copy has taken its place.
+    Copy,
+}
+
+/// A byte of a file that the disk has changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Rot {
+    path: String,
+    offset: u64,
+    mask: u8,
+}
+
 /// A machine.
 pub(crate) struct Machine {
     pub(crate) node: usize,
@@ -54,6 +75,12 @@ pub(crate) struct Machine {
     pub(crate) held_back: Option<Vec<Event>>,
     /// How long the machine stays down when its power fails inside the disk.
     pub(crate) down_ns: u64,
+    pub(crate) origin: Origin,
+    /// The last start that the cluster has acknowledged.
+    known_life: u64,
+    /// A copy of the directory, and the start of the node in which it was taken.
+    copy: Option<(FaultyDisk, MemoryEngine, u64)>,
+    rot: Option<Rot>,
     clock: Clock,
     disk: FaultyDisk,
     engine: MemoryEngine,
@@ -69,6 +96,7 @@ pub(crate) struct Process {
     disk: FaultyDisk,
     engine: MemoryEngine,
     incarnation: IncarnationId,
+    origin: Origin,
     control: ControlLane,
     data: DataLane,
     store: Option<StoreLane>,
@@ -89,6 +117,10 @@ impl Machine {
             process: None,
             held_back: None,
             down_ns: MILLISECOND_NS,
+            origin: Origin::Itself,
+            known_life: 0,
+            copy: None,
+            rot: None,
             clock: Clock::draw(&mut random),
             disk: FaultyDisk::new(random.bits()),
             engine: MemoryEngine::new(),
@@ -104,6 +136,24 @@ impl Machine {
     /// This start of the node, if it runs.
     pub(crate) fn running(&mut self, life: u64) -> Option<&mut Process> {
         self.process.as_mut().filter(|process| process.life == life)
+    }
+
+    pub(crate) fn engine(&self) -> &MemoryEngine {
+        &self.engine
+    }
+
+    /// Reads work again.
+    pub(crate) fn read_again(&self) {
+        self.disk.fail_reads(false);
+        self.engine.fail_next_reads(0);
+    }
+
+    /// Changes the machine's clock.
+    pub(crate) fn change_clock(&mut self, change: impl Fn(&mut Clock)) {
+        change(&mut self.clock);
+        if let Some(process) = &mut self.process {
+            process.clock = self.clock;
+        }
     }
 
     /// Starts the node from what is on the disk, as a real start does.
@@ -143,6 +193,7 @@ impl Machine {
                 incarnation,
                 count,
                 (self.node, self.life),
+                self.origin,
                 env,
             )?),
             None => None,
@@ -158,6 +209,7 @@ impl Machine {
             disk: self.disk.clone(),
             engine: self.engine.clone(),
             incarnation,
+            origin: self.origin,
             data: DataLane::new(core, control.view().clone()),
             control: ControlLane::new(control),
             store,
@@ -189,6 +241,7 @@ impl Machine {
         env.line(|| format!("node {} loses its power", self.node + 1));
         self.power = Power::Off;
         self.held_back = None;
+        self.note_known_start();
         if let Some(process) = self.process.take() {
             for (conn, side) in env.network.conns_of(self.node, process.life) {
                 env.network.leave(conn, side);
@@ -201,6 +254,7 @@ impl Machine {
     /// The process dies; the machine's kernel tidies up behind it.
     pub(crate) fn kill(&mut self, env: &mut Env) {
         env.line(|| format!("node {} is killed", self.node + 1));
+        self.note_known_start();
         let Some(process) = self.process.take() else {
             return;
         };
@@ -221,6 +275,18 @@ impl Machine {
         self.disk.process_crash();
     }
 
+    /// Remembers whether the cluster has acknowledged this start.
+    fn note_known_start(&mut self) {
+        let is_known = self.process.as_ref().is_some_and(|process| {
+            let view = process.view();
+            let member = view.members.get(&view.me);
+            member.is_some_and(|member| member.boot == view.my_boot)
+        });
+        if is_known {
+            self.known_life = self.life;
+        }
+    }
+
     /// Plans the next start.
     pub(crate) fn start_after(&self, down_ns: u64, env: &mut Env) {
         env.after(down_ns, Event::Start { node: self.node });
@@ -231,6 +297,13 @@ impl Process {
     fn first_turn(&mut self, env: &mut Env) {
         let view = self.control.view();
         env.node_after(0, self.name(), NodeEvent::ControlTurn);
+        // A start that learnt of the cluster's birth and was cut off before it opened its store.
+        if let Some(config) = &view.config
+            && self.store.is_none()
+        {
+            let event = NodeEvent::OpenStore(config.partition_count);
+            env.node_after(0, self.name(), event);
+        }
         let hop_ns = env.hop_ns();
         env.node_after(hop_ns, self.name(), NodeEvent::View(view));
         self.arm_store(env);
@@ -259,6 +332,13 @@ impl Process {
             NodeEvent::ControlTurn | NodeEvent::ControlTimer => self.control_turn(env),
             NodeEvent::ControlSync => self.control_sync(env),
         }
+    }
+
+    /// The members that hold a key.
+    pub(crate) fn holders(&self, key: &[u8]) -> Vec<NodeId> {
+        let ring = self.data.core.ring();
+        ring.replicas(partition_of(key, ring.partition_count()))
+            .to_vec()
     }
 
     /// Who the node is in its cluster.

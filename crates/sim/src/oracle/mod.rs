@@ -9,17 +9,21 @@ mod failed_means_nothing;
 mod monotonic_reads;
 mod nothing_invented;
 mod one_record_per_version;
+mod one_version_per_write;
 mod regular_reads;
 mod replicas_converge;
+mod stamps_grow;
 #[cfg(test)]
 mod tests_support;
 mod versions_grow;
 
+use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply};
 use mds_types::Record;
 
 use crate::history::History;
 use one_record_per_version::OneRecordPerVersion;
+use one_version_per_write::OneVersionPerWrite;
 use versions_grow::VersionsGrow;
 
 pub(crate) use replicas_converge::difference;
@@ -43,6 +47,7 @@ pub(crate) type Broken = (&'static str, String);
 pub(crate) struct Watch {
     versions: VersionsGrow,
     records: OneRecordPerVersion,
+    writes: OneVersionPerWrite,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
 }
@@ -53,6 +58,17 @@ impl Watch {
         self.versions
             .visible(node, record)
             .or_else(|| self.records.visible(node, record))
+            .or_else(|| self.writes.visible(node, record))
+    }
+
+    /// A client repeats an operation in a way that may make it another write.
+    pub(crate) fn repeated_as_another(&mut self, operation: usize) {
+        self.writes.repeated_as_another(operation as u64);
+    }
+
+    /// A replica's disk is lost: it has promised nothing any more.
+    pub(crate) fn node_wiped(&mut self, node: usize) {
+        self.versions.forget(node);
     }
 
     /// All that a replica shows when its store is opened.
@@ -70,12 +86,18 @@ impl Watch {
 }
 
 /// Looks at everything when the world has come to rest: all records of each replica, and the whole
-/// history.
-pub(crate) fn examine(replicas: &[Vec<Record>], history: &History, n: u8) -> Vec<Broken> {
+/// history. `lost` says how many of a key's replicas have lost their disks.
+pub(crate) fn examine(
+    replicas: &[Vec<Record>],
+    history: &History,
+    n: u8,
+    lost: impl Fn(&Bytes) -> usize,
+) -> Vec<Broken> {
     let mut broken = Vec::new();
-    broken.extend(acknowledged_is_durable::check(replicas, history));
+    broken.extend(acknowledged_is_durable::check(replicas, history, lost));
     broken.extend(nothing_invented::check(replicas, history));
     broken.extend(failed_means_nothing::check(replicas, history));
+    broken.extend(stamps_grow::check(history));
     broken.extend(regular_reads::check(history, n));
     broken.extend(monotonic_reads::check(history, n));
     broken

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use mds_types::{Body, Epoch, Hlc, NodeId, Record, Version};
 
+use crate::faults::FaultConfig;
 use crate::history::{Ending, History, Kind, Operation};
 use crate::random::Random;
 
@@ -49,7 +50,7 @@ fn operation(history: &mut History, key_number: u64, kind: Kind, (r, w): (u8, u8
 
 /// A write; without a version its end is unknown. Returns the value.
 pub(super) fn put(history: &mut History, key: u64, w: u8, version: Option<Version>) -> Bytes {
-    let value = history.next_value(&mut Random::new(0));
+    let value = history.next_value(&mut Random::new(0), &FaultConfig::none());
     let ending = version.map_or(Ending::Unknown, |version| Ending::Written { version });
     operation(
         history,
@@ -65,7 +66,7 @@ pub(super) fn put(history: &mut History, key: u64, w: u8, version: Option<Versio
 
 /// A write that failed. Returns the value.
 pub(super) fn fail(history: &mut History, key: u64) -> Bytes {
-    let value = history.next_value(&mut Random::new(0));
+    let value = history.next_value(&mut Random::new(0), &FaultConfig::none());
     operation(
         history,
         key,

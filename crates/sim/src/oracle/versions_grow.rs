@@ -32,6 +32,11 @@ impl VersionsGrow {
         None
     }
 
+    /// A replica is gone for ever, with its disk.
+    pub(super) fn forget(&mut self, node: usize) {
+        self.shown.retain(|(shower, _), _| *shower != node);
+    }
+
     /// All records that a replica shows when it is started again.
     pub(super) fn recovered(&self, node: usize, life: u64, records: &[Record]) -> Vec<Broken> {
         let held: BTreeMap<&Bytes, Version> = records
@@ -70,5 +75,7 @@ mod tests {
         assert_eq!(watch.recovered(0, 2, &[record(1, 5)]), []);
         assert_eq!(watch.recovered(0, 2, &[record(1, 4)]).len(), 1);
         assert_eq!(watch.recovered(0, 2, &[]).len(), 1);
+        watch.forget(0);
+        assert_eq!(watch.recovered(0, 2, &[]), []);
     }
 }
