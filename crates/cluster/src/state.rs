@@ -67,6 +67,9 @@ pub enum Command {
         boot: u64,
         /// Drawn at that start.
         nonce: u64,
+        /// Drawn at the directory's starts before it. A directory that does not remember the start which
+        /// the cluster acknowledged last is not the one that was started then.
+        earlier: Vec<u64>,
     },
     /// Raises the epoch.
     AdvanceEpoch {
@@ -148,7 +151,8 @@ impl ClusterState {
                 member,
                 boot,
                 nonce,
-            } => self.announce(member, *boot, *nonce),
+                earlier,
+            } => self.announce(member, *boot, *nonce, earlier),
             Command::AdvanceEpoch { to } => self.advance_epoch(*to),
         }
     }
@@ -208,7 +212,7 @@ impl ClusterState {
         Response::Done
     }
 
-    fn announce(&mut self, member: &NewMember, boot: u64, nonce: u64) -> Response {
+    fn announce(&mut self, member: &NewMember, boot: u64, nonce: u64, earlier: &[u64]) -> Response {
         let Some(known) = self.members.get_mut(&member.incarnation.node_id()) else {
             return Response::NotYet("the node is not a member yet".to_owned());
         };
@@ -221,7 +225,8 @@ impl ClusterState {
         if boot == known.boot && nonce == known.boot_nonce {
             return Response::Done;
         }
-        if boot <= known.boot && !is_on(Mutation::CopyAccepted) {
+        let remembers = known.boot == 0 || earlier.contains(&known.boot_nonce);
+        if (boot <= known.boot || !remembers) && !is_on(Mutation::CopyAccepted) {
             return Response::Refused(start_number_used(boot));
         }
         known.boot = boot;
@@ -271,7 +276,7 @@ impl ClusterState {
 pub(crate) fn start_number_used(boot: u64) -> String {
     format!(
         "this data directory is a copy or was restored from a backup: start number {boot} has \
-         already been used. Start this node with an empty directory: it joins as a new member"
+         already been used, or a later start is missing from it. Start this node with an empty directory: it joins as a new member"
     )
 }
 
@@ -370,12 +375,42 @@ mod tests {
         }
     }
 
+    /// A start of a directory that remembers all its starts.
     fn announce(n: u128, boot: u64, nonce: u64) -> Command {
+        announce_after(n, boot, nonce, (0..1_000).collect())
+    }
+
+    fn announce_after(n: u128, boot: u64, nonce: u64, earlier: Vec<u64>) -> Command {
         Command::Announce {
             member: member(n),
             boot,
             nonce,
+            earlier,
         }
+    }
+
+    #[test]
+    fn a_copy_is_refused_however_often_it_is_started() {
+        let mut state = ClusterState::default();
+        assert_eq!(state.apply(&born(9, [1, 2, 3])), Response::Done);
+        // Copied during start 1; the original has gone on to start 2.
+        assert_eq!(
+            state.apply(&announce_after(1, 1, 11, vec![])),
+            Response::Done
+        );
+        assert_eq!(
+            state.apply(&announce_after(1, 2, 12, vec![11])),
+            Response::Done
+        );
+        for boot in 2..10 {
+            let mut earlier = vec![11];
+            earlier.extend(100..100 + boot);
+            let copy = state.apply(&announce_after(1, boot, 100 + boot, earlier));
+            assert!(matches!(copy, Response::Refused(_)), "start {boot}");
+        }
+        // The original goes on, also past a start of its own that nobody heard of.
+        let original = announce_after(1, 4, 14, vec![11, 12, 13]);
+        assert_eq!(state.apply(&original), Response::Done);
     }
 
     /// One line per command: what it was, what it came to, what then stands.
@@ -430,8 +465,8 @@ mod tests {
             Command::AdvanceEpoch { to: Epoch(4) },
         ]);
         let copy = "this data directory is a copy or was restored from a backup: start number";
-        let advice = "has already been used. Start this node with an empty directory: it joins as \
-                      a new member";
+        let advice = "has already been used, or a later start is missing from it. Start this node \
+                      with an empty directory: it joins as a new member";
         let (c, d) = (ClusterId(0xc), ClusterId(0xd));
         let expected = format!(
             "epoch 1 -> not yet: the cluster has not been formed yet | e0 t0 []\n\

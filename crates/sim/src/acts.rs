@@ -19,14 +19,6 @@ const DOWN_NS: u64 = 300 * MILLISECOND_NS;
 
 impl World {
     pub(crate) fn act(&mut self, action: Action) {
-        // An old copy is left alone until it is found out. Killed before that and started again, it
-        // counts its starts past the last that the cluster knows, and is let in: a known gap.
-        if action
-            .node()
-            .is_some_and(|node| self.machines[node].origin == Origin::Copy)
-        {
-            return;
-        }
         match action {
             Action::PowerLoss { node, down_ns } => {
                 self.stop(node, "power lost", down_ns, Machine::lose_power);
@@ -160,6 +152,11 @@ impl World {
                 }
             }
             Action::RestoreCopy { node, down_ns } => {
+                // A voter that forgets what it has acknowledged can take the only other trace of its
+                // later start with it: that is beyond what Raft can bear, and is not asked of it.
+                if !self.all_know_last_start(node) {
+                    return;
+                }
                 let machine = &mut self.machines[node];
                 machine.kill(&mut self.env);
                 if machine.restore_copy(&mut self.env) {
@@ -169,6 +166,21 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Whether every other node runs and knows of the node's present start.
+    fn all_know_last_start(&self, node: usize) -> bool {
+        let start_of = |at: usize, me| {
+            let process = self.machines[at].process.as_ref()?;
+            let member = process.view().members.get(&me)?;
+            Some((member.boot, member.boot_nonce))
+        };
+        let Some(process) = self.machines[node].process.as_ref() else {
+            return false;
+        };
+        let me = process.view().me;
+        let own = start_of(node, me);
+        own.is_some() && (0..self.machines.len()).all(|at| start_of(at, me) == own)
     }
 
     fn act_on_clock(&mut self, action: &Action) {

@@ -267,33 +267,6 @@ pub enum Action {
     },
 }
 
-impl Action {
-    /// The one node that is stopped, or whose disk or clock is concerned.
-    pub(crate) fn node(&self) -> Option<usize> {
-        match *self {
-            Action::PowerLoss { node, .. }
-            | Action::Kill { node, .. }
-            | Action::PowerLossInDisk { node, .. }
-            | Action::Pause { node, .. }
-            | Action::DiskFull { node, .. }
-            | Action::SyncError { node, .. }
-            | Action::WriteError { node, .. }
-            | Action::ReadError { node, .. }
-            | Action::BitRot { node, .. }
-            | Action::SlowDisk { node, .. }
-            | Action::Wipe { node, .. }
-            | Action::CopyDirectory { node }
-            | Action::RestoreCopy { node, .. }
-            | Action::ClockJump { node, .. }
-            | Action::ClockFreeze { node, .. } => Some(node),
-            Action::Cut { .. }
-            | Action::SlowLink { .. }
-            | Action::ResetStreams { .. }
-            | Action::RetryStorm { .. } => None,
-        }
-    }
-}
-
 /// What a cut concerns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Traffic {

@@ -32,6 +32,8 @@ pub const IDENTITY: &str = "IDENTITY";
 pub const LOCK: &str = "LOCK";
 /// How often the node was started. A cell.
 pub const BOOT: &str = "boot";
+/// The numbers drawn at its latest starts. A cell.
+pub const STARTS: &str = "starts";
 /// A mark above every stamp that the node has given out. A cell.
 pub const HLC: &str = "hlc";
 /// The number of partitions that the store was laid out for. A cell.
@@ -285,6 +287,37 @@ pub fn read_hlc_mark(disk: &dyn Disk) -> Result<Option<Hlc>, DataDirError> {
 /// given out.
 pub fn write_hlc_mark(disk: &dyn Disk, mark: Hlc) -> Result<(), DataDirError> {
     Ok(DurableCell::new(HLC).write(disk, &mark.0.to_le_bytes())?)
+}
+
+/// Starts that a directory remembers: more than ever fail in a row before one is acknowledged.
+pub const STARTS_KEPT: usize = 64;
+
+/// Notes, durably, the number drawn at this start; the numbers of the latest starts before it, oldest
+/// first. A start that the cluster has acknowledged is in this list for ever after, but for its
+/// [`STARTS_KEPT`]; in a copy that was taken before that start it never is: so a copy is told from its
+/// original, however often it is started.
+///
+/// # Errors
+/// If the cell is damaged or the disk fails; this start must not be announced then.
+pub fn note_start(disk: &dyn Disk, number: u64) -> Result<Vec<u64>, DataDirError> {
+    let cell = DurableCell::new(STARTS);
+    let bytes = cell.read(disk)?.unwrap_or_default();
+    if bytes.len() % 8 != 0 {
+        return Err(DataDirError::Damaged(format!(
+            "{STARTS} is no list of numbers"
+        )));
+    }
+    let numbers = bytes.chunks_exact(8).map(|chunk| {
+        let mut number = [0; 8];
+        number.copy_from_slice(chunk);
+        u64::from_le_bytes(number)
+    });
+    let earlier: Vec<u64> = numbers.collect();
+    let kept = earlier.len().saturating_sub(STARTS_KEPT - 1);
+    let now = earlier[kept..].iter().chain([&number]);
+    let bytes: Vec<u8> = now.flat_map(|number| number.to_le_bytes()).collect();
+    cell.write(disk, &bytes)?;
+    Ok(earlier)
 }
 
 /// The number of partitions that this directory's store is laid out for; none before the directory

@@ -169,6 +169,7 @@ impl Control {
             member,
             boot: self.boot,
             nonce: self.nonce,
+            earlier: self.earlier_starts.clone(),
         };
         let (leader, voters) = self.exec.enter(|| {
             let metrics = parts.raft.metrics();

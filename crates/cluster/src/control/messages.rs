@@ -57,7 +57,7 @@ impl Control {
             Body::Propose { id, command } => {
                 let own = matches!(
                     &command,
-                    Command::Announce { member, boot, nonce }
+                    Command::Announce { member, boot, nonce, .. }
                         if member.incarnation.node_id() == from
                             && *boot == envelope.from_boot
                             && *nonce == envelope.from_nonce

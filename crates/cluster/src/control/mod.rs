@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use mds_storage::Disk;
-use mds_storage::datadir::DataDir;
+use mds_storage::datadir::{DataDir, note_start};
 use mds_types::{ClusterId, NodeId};
 use openraft_rt::AsyncRuntime;
 
@@ -86,6 +86,8 @@ pub struct Control {
     me: NodeId,
     boot: u64,
     nonce: u64,
+    /// Drawn at this directory's starts before.
+    earlier_starts: Vec<u64>,
     rng: SplitMix64,
     exec: Arc<Exec>,
     gossip: Gossip,
@@ -161,6 +163,8 @@ impl Control {
 
         let mut rng = SplitMix64::new(config.seed);
         let nonce = rng.draw();
+        // Durable before anybody hears of it.
+        let earlier_starts = note_start(&*disk, nonce)?;
         let exec = Exec::new(rng.draw(), mono_ns);
         let me = home.identity().node_id();
         let gossip = Gossip::new(
@@ -182,6 +186,7 @@ impl Control {
             me,
             boot,
             nonce,
+            earlier_starts,
             rng,
             exec,
             gossip,

@@ -42,7 +42,9 @@ impl Database for RunningNode {
     fn hindrance(&self) -> Option<String> {
         let opening = || "the store is being opened".to_owned();
         let is_open = self.handle.stats().store.is_some();
-        self.handle.stopped().or_else(|| (!is_open).then(opening))
+        let stopped = self.handle.stopped();
+        let hindrance = stopped.or_else(|| self.handle.hindrance());
+        hindrance.or_else(|| (!is_open).then(opening))
     }
 
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>> {
