@@ -34,6 +34,8 @@ struct Load {
     stop: Arc<AtomicBool>,
     /// Which nodes are up: a writer whose node is down waits.
     up: Arc<Mutex<[bool; 3]>>,
+    /// How often a node was taken down or brought back: what spans such a moment promises nothing.
+    turns: Arc<[AtomicU64; 3]>,
     acked: Arc<Mutex<BTreeMap<String, String>>>,
     failures: Arc<Mutex<Vec<String>>>,
     longest_us: Arc<AtomicU64>,
@@ -46,6 +48,7 @@ impl Load {
         let mut load = Load {
             stop: Arc::default(),
             up: Arc::new(Mutex::new([true; 3])),
+            turns: Arc::default(),
             acked: Arc::default(),
             failures: Arc::default(),
             longest_us: Arc::default(),
@@ -56,6 +59,7 @@ impl Load {
             let (stop, up) = (load.stop.clone(), load.up.clone());
             let (acked, failures) = (load.acked.clone(), load.failures.clone());
             let longest_us = load.longest_us.clone();
+            let turns = load.turns.clone();
             let thread = std::thread::spawn(move || {
                 let is_up = || up.lock().unwrap()[node];
                 let mut number = 0u64;
@@ -73,6 +77,8 @@ impl Load {
                     number += 1;
                     let (key, value) =
                         (format!("w{writer}:{number}"), format!("{number}@{writer}"));
+                    let turn = turns[node].load(Ordering::SeqCst);
+                    let is_undisturbed = || is_up() && turns[node].load(Ordering::SeqCst) == turn;
                     let began = Instant::now();
                     let reply = connected.call(&["SET", &key, &value]);
                     let took_us = began.elapsed().as_micros() as u64;
@@ -82,12 +88,15 @@ impl Load {
                             acked.lock().unwrap().insert(key, value);
                         }
                         // Its own node was killed in the middle: nobody promised anything.
-                        other if !is_up() => drop(other),
+                        other if !is_undisturbed() => {
+                            drop(other);
+                            client = None;
+                        }
                         Ok(reply) => failures.lock().unwrap().push(format!("{key}: {reply}")),
                         Err(error) => {
                             // The connection broke. Was that our node going down just now?
                             std::thread::sleep(Duration::from_millis(50));
-                            if is_up() {
+                            if is_undisturbed() {
                                 failures.lock().unwrap().push(format!("{key}: {error}"));
                             }
                             client = None;
@@ -101,6 +110,7 @@ impl Load {
     }
 
     fn set_up(&self, node: usize, is_up: bool) {
+        self.turns[node - 1].fetch_add(1, Ordering::SeqCst);
         self.up.lock().unwrap()[node - 1] = is_up;
     }
 
