@@ -241,6 +241,8 @@ fn a_stopped_process_harms_nobody_and_catches_up_when_it_goes_on() {
         load.wait_for(200);
     }
     lab.act("resume-node", 3);
+    // After so long the others have closed its connections; until it has dialled anew it refuses.
+    lab.wait_writable(3);
     load.set_up(3, true);
     load.wait_for(300);
     let acked = load.finish();

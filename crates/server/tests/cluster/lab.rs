@@ -167,6 +167,14 @@ impl Lab {
         self.wait_until(&format!("node {node} is ready"), is_ready);
     }
 
+    /// Waits until a write through a node succeeds.
+    pub(crate) fn wait_writable(&self, node: usize) {
+        self.wait_until(&format!("node {node} takes writes"), || {
+            let written = self.try_http(node, "PUT", "/v1/kv/probe", b"v");
+            matches!(written, Ok((200, _)))
+        });
+    }
+
     pub(crate) fn wait_standing(&self, node: usize, standing: &str) {
         self.wait_until(&format!("node {node} is {standing}"), || {
             self.status(node)["standing"] == standing
