@@ -65,16 +65,7 @@ impl Core {
         if let Some(seen) = options.seen {
             self.observe_client(now, seen)?;
         }
-        let mut quorum = ReadQuorum::new(needed, replicas.len);
-        for (index, &node) in replicas.nodes().iter().enumerate() {
-            if !self.is_usable(node) {
-                quorum.fail(index);
-            }
-        }
-        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
-            let got = reachable(&quorum);
-            return Err(RequestError::Unavailable { needed, got, of });
-        }
+        let quorum = self.admit_quorum(&replicas, needed)?;
         let op = ReadOp {
             tag,
             key: key.clone(),
@@ -91,6 +82,28 @@ impl Core {
         self.settle_read(now, id);
         self.schedule_hedge(now, id);
         Ok(())
+    }
+
+    /// A quorum of the replicas that can be asked now.
+    ///
+    /// # Errors
+    /// When too few can: nothing is sent.
+    pub(super) fn admit_quorum(
+        &self,
+        replicas: &Replicas,
+        needed: u8,
+    ) -> Result<ReadQuorum, RequestError> {
+        let mut quorum = ReadQuorum::new(needed, replicas.len);
+        for (index, &node) in replicas.nodes().iter().enumerate() {
+            if !self.is_usable(node) {
+                quorum.fail(index);
+            }
+        }
+        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
+            let got = reachable(&quorum);
+            return Err(RequestError::Unavailable { needed, got, of });
+        }
+        Ok(quorum)
     }
 
     /// Asks one more replica, if there is one: this node first, then in the order of the ring.

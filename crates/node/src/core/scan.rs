@@ -92,16 +92,7 @@ impl Core {
             return Err(RequestError::BadRequest(error));
         }
         let replicas = Replicas::of(&self.ring, partition);
-        let mut quorum = ReadQuorum::new(needed, replicas.len);
-        for (index, &node) in replicas.nodes().iter().enumerate() {
-            if !self.is_usable(node) {
-                quorum.fail(index);
-            }
-        }
-        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
-            let got = reachable(&quorum);
-            return Err(RequestError::Unavailable { needed, got, of });
-        }
+        let quorum = self.admit_quorum(&replicas, needed)?;
         let op = ScanOp {
             tag,
             partition,
