@@ -159,9 +159,13 @@ impl Core {
             Status::Ok => true,
             // It will never take it: not its data any more, or a record that breaks its limits.
             Status::NotReplica | Status::Malformed => true,
-            Status::Overloaded | Status::NotServing | Status::ClockSkew | Status::StorageFailed => {
-                false
-            }
+            // Too late for a hint: what any replica has of that epoch, verification brings to all.
+            Status::EpochClosed | Status::Settled => true,
+            Status::Overloaded
+            | Status::NotServing
+            | Status::ClockSkew
+            | Status::StorageFailed
+            | Status::StaleTopology => false,
         };
         if !is_settled {
             return self.on_delivery_failed(now, id);

@@ -170,7 +170,7 @@ impl Links {
             Message::GetReply(reply) => Message::GetReply(GetReply {
                 id: reply.id,
                 status: Status::Overloaded as i32,
-                record: None,
+                ..GetReply::default()
             }),
             Message::ScanReply(reply) => Message::ScanReply(ScanReply {
                 id: reply.id,
@@ -402,8 +402,8 @@ mod tests {
         let record = Some(bytes::Bytes::from(vec![0; 4096]));
         let reply = GetReply {
             id: 1,
-            status: 0,
             record,
+            ..GetReply::default()
         };
         links.reply(id, &Message::GetReply(reply));
         let out = links.output(id).unwrap();

@@ -80,8 +80,7 @@ impl Core {
             }
             Message::Ping(ping) => self.links.reply(link, &Message::Pong(Pong { id: ping.id })),
             // Replies belong on the link that we dialled; here they answer nothing.
-            Message::PutReply(_) | Message::GetReply(_) | Message::ScanReply(_) => {}
-            Message::Pong(_) => {}
+            _ => {}
         }
     }
 
@@ -279,6 +278,7 @@ fn to_wire(id: u64, reply: ReplicaReply) -> Message {
             id,
             status: status as i32,
             record: record.as_ref().map(encode),
+            settled: 0,
         }),
         ReplicaReply::Page(status, records, more) => Message::ScanReply(ScanReply {
             id,

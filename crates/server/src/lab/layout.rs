@@ -36,7 +36,11 @@ pub(super) const OWN_FIELDS: &[&str] = &[
     "http_advertise",
     "peer_advertise",
     "seeds",
+    "epoch_interval_ms",
 ];
+
+/// How often a lab's epoch advances, milliseconds, unless it is told otherwise: so that one sees it.
+const EPOCH_INTERVAL_MS: u64 = 10_000;
 
 /// What a lab is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -55,6 +59,13 @@ pub(super) struct Settings {
     pub(super) fsync: String,
     /// Added to all ports.
     pub(super) port_offset: u16,
+    /// How often the epoch advances, milliseconds.
+    #[serde(default = "epoch_interval_ms")]
+    pub(super) epoch_interval_ms: u64,
+}
+
+fn epoch_interval_ms() -> u64 {
+    EPOCH_INTERVAL_MS
 }
 
 impl Settings {
@@ -64,6 +75,7 @@ impl Settings {
             Some(before) => Settings {
                 fsync: asked.fsync.clone().unwrap_or_else(|| before.fsync.clone()),
                 port_offset: asked.port_offset.unwrap_or(before.port_offset),
+                epoch_interval_ms: asked.epoch_interval_ms.unwrap_or(before.epoch_interval_ms),
                 ..before.clone()
             },
             None => {
@@ -77,6 +89,7 @@ impl Settings {
                     w: asked.w.unwrap_or(n / 2 + 1),
                     fsync: asked.fsync.clone().unwrap_or_else(|| "always".to_owned()),
                     port_offset: asked.port_offset.unwrap_or(0),
+                    epoch_interval_ms: asked.epoch_interval_ms.unwrap_or(EPOCH_INTERVAL_MS),
                 }
             }
         };
@@ -125,6 +138,9 @@ impl Settings {
                 )));
             }
         }
+        if self.epoch_interval_ms == 0 {
+            return Err(Failure::usage("--epoch-interval-ms has to be at least 1"));
+        }
         if self.port_offset > PORT_OFFSET_MAX {
             return Err(Failure::usage(format!(
                 "--port-offset has to be 0 to {PORT_OFFSET_MAX}"
@@ -168,6 +184,7 @@ impl Settings {
             resp_listen: addrs.resp,
             http_listen: addrs.http,
             peer_listen: addrs.peer,
+            epoch_interval_ms: self.epoch_interval_ms,
             seeds: others
                 .map(|other| self.addrs(other).peer.to_string())
                 .collect(),

@@ -86,6 +86,9 @@ pub(crate) struct SettingArgs {
     /// Added to all ports, so that a second lab can run beside the first [default: 0]
     #[arg(long, value_name = "PORTS")]
     port_offset: Option<u16>,
+    /// How often the epoch advances; may change at each start [default: 10000; a real cluster's: 900000]
+    #[arg(long, value_name = "MS")]
+    epoch_interval_ms: Option<u64>,
 }
 
 /// What to do to a running lab.

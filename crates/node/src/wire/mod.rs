@@ -18,10 +18,17 @@
 //! **Invariant**: whatever bytes arrive, decoding gives messages or a [`WireError`], never a panic,
 //! and never allocates more than [`FRAME_BYTES_MAX`] for one frame.
 
+mod sync;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mds_types::limits::FRAME_BYTES_MAX;
 use prost::Message as _;
 use xxhash_rust::xxh3::xxh3_64;
+
+pub use sync::{
+    Fetch, FetchReply, Hashes, HashesReply, RootItem, RootReply, Roots, RootsReply, Row, Rows,
+    RowsReply, Stream, StreamReply, Verdict,
+};
 
 /// Bytes before a frame's kind.
 const FRAME_HEADER_BYTES: usize = 8;
@@ -70,6 +77,13 @@ pub enum Status {
     StorageFailed = 5,
     /// The request makes no sense to this replica; nothing was done.
     Malformed = 6,
+    /// The record's epoch is closed here: no client's write of it is taken any more; nothing was done.
+    EpochClosed = 7,
+    /// The record's epoch is settled here, and that version is not part of it; nothing was done, and
+    /// never will be.
+    Settled = 8,
+    /// The sender's ring is too old; nothing was done.
+    StaleTopology = 9,
 }
 
 impl Status {
@@ -139,6 +153,10 @@ pub struct GetReply {
     /// The record; absent if this replica has none. Tombstones are records.
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub record: Option<Bytes>,
+    /// The watermark of the key's partition here: of the epochs up to it this replica lacks nothing, so
+    /// what it does not show of them was deleted or superseded.
+    #[prost(uint64, tag = "4")]
+    pub settled: u64,
 }
 
 /// A page of a partition, or its count.
@@ -213,6 +231,16 @@ pub enum Message {
     ScanReply(ScanReply),
     Ping(Ping),
     Pong(Pong),
+    Roots(Roots),
+    RootsReply(RootsReply),
+    Hashes(Hashes),
+    HashesReply(HashesReply),
+    Rows(Rows),
+    RowsReply(RowsReply),
+    Fetch(Fetch),
+    FetchReply(FetchReply),
+    Stream(Stream),
+    StreamReply(StreamReply),
 }
 
 const KIND_PUT: u8 = 1;
@@ -223,6 +251,16 @@ const KIND_SCAN: u8 = 5;
 const KIND_SCAN_REPLY: u8 = 6;
 const KIND_PING: u8 = 7;
 const KIND_PONG: u8 = 8;
+const KIND_ROOTS: u8 = 9;
+const KIND_ROOTS_REPLY: u8 = 10;
+const KIND_HASHES: u8 = 11;
+const KIND_HASHES_REPLY: u8 = 12;
+const KIND_ROWS: u8 = 13;
+const KIND_ROWS_REPLY: u8 = 14;
+const KIND_FETCH: u8 = 15;
+const KIND_FETCH_REPLY: u8 = 16;
+const KIND_STREAM: u8 = 17;
+const KIND_STREAM_REPLY: u8 = 18;
 
 /// Appends one message as a frame.
 pub fn encode(message: &Message, out: &mut BytesMut) {
@@ -244,6 +282,16 @@ pub fn encode(message: &Message, out: &mut BytesMut) {
         Message::ScanReply(body) => body!(KIND_SCAN_REPLY, body),
         Message::Ping(body) => body!(KIND_PING, body),
         Message::Pong(body) => body!(KIND_PONG, body),
+        Message::Roots(body) => body!(KIND_ROOTS, body),
+        Message::RootsReply(body) => body!(KIND_ROOTS_REPLY, body),
+        Message::Hashes(body) => body!(KIND_HASHES, body),
+        Message::HashesReply(body) => body!(KIND_HASHES_REPLY, body),
+        Message::Rows(body) => body!(KIND_ROWS, body),
+        Message::RowsReply(body) => body!(KIND_ROWS_REPLY, body),
+        Message::Fetch(body) => body!(KIND_FETCH, body),
+        Message::FetchReply(body) => body!(KIND_FETCH_REPLY, body),
+        Message::Stream(body) => body!(KIND_STREAM, body),
+        Message::StreamReply(body) => body!(KIND_STREAM_REPLY, body),
     }
     let length = (out.len() - start - FRAME_HEADER_BYTES) as u32;
     let checksum = xxh3_64(&out[start + FRAME_HEADER_BYTES..]) as u32;
@@ -307,6 +355,16 @@ pub fn decode(mut payload: Bytes) -> Result<Option<Message>, WireError> {
         KIND_SCAN_REPLY => Message::ScanReply(ScanReply::decode(payload).map_err(bad)?),
         KIND_PING => Message::Ping(Ping::decode(payload).map_err(bad)?),
         KIND_PONG => Message::Pong(Pong::decode(payload).map_err(bad)?),
+        KIND_ROOTS => Message::Roots(Roots::decode(payload).map_err(bad)?),
+        KIND_ROOTS_REPLY => Message::RootsReply(RootsReply::decode(payload).map_err(bad)?),
+        KIND_HASHES => Message::Hashes(Hashes::decode(payload).map_err(bad)?),
+        KIND_HASHES_REPLY => Message::HashesReply(HashesReply::decode(payload).map_err(bad)?),
+        KIND_ROWS => Message::Rows(Rows::decode(payload).map_err(bad)?),
+        KIND_ROWS_REPLY => Message::RowsReply(RowsReply::decode(payload).map_err(bad)?),
+        KIND_FETCH => Message::Fetch(Fetch::decode(payload).map_err(bad)?),
+        KIND_FETCH_REPLY => Message::FetchReply(FetchReply::decode(payload).map_err(bad)?),
+        KIND_STREAM => Message::Stream(Stream::decode(payload).map_err(bad)?),
+        KIND_STREAM_REPLY => Message::StreamReply(StreamReply::decode(payload).map_err(bad)?),
         _ => return Ok(None),
     }))
 }
@@ -338,9 +396,21 @@ mod tests {
                     key
                 })
             ),
-            (any::<u64>(), 0i32..7, prop::option::of(bytes())).prop_map(|(id, status, record)| {
-                Message::GetReply(GetReply { id, status, record })
-            }),
+            (
+                any::<u64>(),
+                0i32..10,
+                prop::option::of(bytes()),
+                any::<u64>()
+            )
+                .prop_map(|(id, status, record, settled)| {
+                    Message::GetReply(GetReply {
+                        id,
+                        status,
+                        record,
+                        settled,
+                    })
+                }),
+            super::sync::tests::any_sync_message(),
             (
                 any::<u64>(),
                 prop::collection::vec(bytes(), 0..4),
