@@ -7,8 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mds_types::{ClusterConfig, ClusterId, Epoch, IncarnationId, MemberInfo, NodeId, Topology};
+use mds_types::{
+    ClusterConfig, ClusterId, Epoch, EpochFloors, IncarnationId, MemberInfo, NodeId, RequestId,
+    RingStage, Rings, Topology, TopologyVersion,
+};
 use serde::Serialize;
+
+use crate::state::{Blocker, ClusterState, RequestFate};
 
 /// Everything a node knows of its cluster.
 #[derive(Clone, PartialEq, Debug)]
@@ -27,14 +32,39 @@ pub struct ClusterView {
     pub config: Option<ClusterConfig>,
     /// The epoch, as this node last heard.
     pub epoch: Epoch,
-    /// The ring. Version 0 with no members until it is formed.
+    /// The present ring. Version 0 with no members until it is formed.
     pub topology: Arc<Topology>,
+    /// The present ring and the next one, and how far the change is.
+    pub rings: Arc<Rings>,
+    /// What ties epochs to versions.
+    pub floors: Arc<EpochFloors>,
+    /// The change of the ring, and whom it waits for.
+    pub transition: TransitionView,
     /// Members, by Raft.
     pub members: BTreeMap<NodeId, MemberView>,
     /// Other nodes, by gossip. A member that is absent here was never heard of since this start.
     pub peers: BTreeMap<NodeId, PeerView>,
     /// Raft, as seen from here.
     pub raft: RaftStatus,
+}
+
+/// How far a change of the ring is, for people and operators.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct TransitionView {
+    /// The version of the rings that this was taken at.
+    pub version: TopologyVersion,
+    /// `Stable`: none is under way.
+    pub stage: RingStage,
+    /// Who asked for the one under way.
+    pub request: Option<RequestId>,
+    /// What it does, in words.
+    pub change: String,
+    /// The members that it waits for, or that the stable ring waits for until it is settled.
+    pub blocked_by: Vec<Blocker>,
+    /// Members that it waits for no more.
+    pub excluded: Vec<NodeId>,
+    /// The latest requests and what became of them, the newest last.
+    pub requests: Vec<(RequestId, RequestFate)>,
 }
 
 /// How this node stands towards its cluster.
@@ -77,6 +107,12 @@ pub enum MemberStage {
     Active,
     /// Known, but not on the ring.
     Waiting,
+    /// On the next ring, and getting its data.
+    Joining,
+    /// On the ring, and handing its data over.
+    Leaving,
+    /// Not on the ring any more: it holds nothing and may be stopped. Forgotten once it is gone.
+    Left,
 }
 
 /// Another node, as gossip last heard.
@@ -124,6 +160,23 @@ pub struct RaftStatus {
     pub voters: Vec<NodeId>,
 }
 
+impl TransitionView {
+    /// What an agreed state says of it.
+    pub fn of(state: &ClusterState) -> TransitionView {
+        let open = state.transition.as_ref();
+        let requests = state.requests.iter();
+        TransitionView {
+            version: state.topology.version,
+            stage: open.map_or(RingStage::Stable, |open| open.stage),
+            request: open.map(|open| open.request),
+            change: open.map_or_else(String::new, |open| open.change.to_string()),
+            blocked_by: state.blocked_by(),
+            excluded: open.map_or_else(Vec::new, |open| open.excluded.iter().copied().collect()),
+            requests: requests.map(|known| (known.request, known.fate)).collect(),
+        }
+    }
+}
+
 impl ClusterView {
     /// A node that is part of nothing yet.
     pub fn unborn(me: NodeId, my_info: MemberInfo, my_boot: u64) -> ClusterView {
@@ -136,6 +189,9 @@ impl ClusterView {
             config: None,
             epoch: Epoch(0),
             topology: Arc::new(Topology::default()),
+            rings: Arc::default(),
+            floors: Arc::default(),
+            transition: TransitionView::default(),
             members: BTreeMap::new(),
             peers: BTreeMap::new(),
             raft: RaftStatus::default(),

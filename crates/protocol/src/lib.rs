@@ -14,4 +14,7 @@ pub mod placement;
 pub mod quorum;
 
 pub use placement::{NodeLoad, Placement};
-pub use quorum::{Outcome, QuorumError, ReadQuorum, ReplicaSet, WriteQuorum, check_quorum};
+pub use quorum::{
+    Need, Needs, Outcome, QuorumError, REPLICAS_JOINT_MAX, ReadQuorum, ReplicaSet, RingSide,
+    Shortfall, WriteQuorum, check_quorum,
+};

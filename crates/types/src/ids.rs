@@ -56,6 +56,12 @@ hex_id! {
     ClusterId, u128, "32"
 }
 
+hex_id! {
+    /// Names one request of an administrator, so that it can be repeated: a repetition is the same
+    /// request. Chosen by whoever asks, at random or as a UUID.
+    RequestId, u128, "32"
+}
+
 impl From<u64> for NodeId {
     fn from(number: u64) -> NodeId {
         NodeId(number)

@@ -35,11 +35,23 @@ pub enum Mutation {
     CopyAccepted,
     /// A restarted leader leads on without an election.
     LeaderRestored,
+
+    // Rings in transition, and verification.
+    /// With two rings, W and R are counted over the union of their replicas.
+    UnionQuorum,
+    /// A stage is left before everybody has acknowledged it.
+    StageWithoutAcks,
+    /// A member that is silent does not hold up verification.
+    VerifiedWithoutOne,
+    /// A member that differs is taken for verified.
+    ValidByDisagreeing,
+    /// An answer of another topology version counts for verification.
+    VerifiedAcrossTopologies,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 13] = [
+    pub const ALL: [Mutation; 18] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -53,6 +65,11 @@ impl Mutation {
         Mutation::RetryOtherEpoch,
         Mutation::CopyAccepted,
         Mutation::LeaderRestored,
+        Mutation::UnionQuorum,
+        Mutation::StageWithoutAcks,
+        Mutation::VerifiedWithoutOne,
+        Mutation::ValidByDisagreeing,
+        Mutation::VerifiedAcrossTopologies,
     ];
 }
 

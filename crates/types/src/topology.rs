@@ -46,8 +46,8 @@ pub struct Topology {
     pub members: Vec<TopologyMember>,
 }
 
-/// What is agreed when a cluster is born and holds for its life. Nodes compare a fingerprint of it
-/// in every handshake.
+/// What is agreed when a cluster is born. N, R and W may change later, by a change of the ring; the rest
+/// holds for the cluster's life, and nodes compare a fingerprint of it in every handshake.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterConfig {
     /// Partitions: a power of two, 1 to 16384.
@@ -122,13 +122,12 @@ impl ClusterConfig {
         Ok(())
     }
 
-    /// A number that differs when anything differs that would make two nodes disagree about data.
+    /// A number that differs when anything differs that holds for the cluster's life and would make two
+    /// nodes disagree about data. N, R and W are not part of it: they change with the ring, and the
+    /// topology version that every message carries says which ones its sender goes by.
     pub fn fingerprint(&self) -> u64 {
-        let mut bytes = Vec::with_capacity(16);
+        let mut bytes = Vec::with_capacity(8);
         bytes.extend_from_slice(&self.partition_count.to_le_bytes());
-        bytes.push(self.replicas);
-        bytes.push(self.read_quorum);
-        bytes.push(self.write_quorum);
         bytes.extend_from_slice(&self.placement_format.to_le_bytes());
         bytes.extend_from_slice(&self.record_format.to_le_bytes());
         xxh3_64(&bytes)
@@ -185,5 +184,16 @@ mod tests {
         };
         assert_ne!(one.fingerprint(), other.fingerprint());
         assert_eq!(one.fingerprint(), ClusterConfig::default().fingerprint());
+        let other_quorums = ClusterConfig {
+            replicas: 5,
+            read_quorum: 3,
+            write_quorum: 3,
+            ..one.clone()
+        };
+        assert_eq!(
+            one.fingerprint(),
+            other_quorums.fingerprint(),
+            "N, R and W may change while nodes talk"
+        );
     }
 }

@@ -7,7 +7,7 @@ use openraft_rt::WatchReceiver;
 
 use super::Control;
 use crate::exec::lock;
-use crate::view::{ClusterView, MemberStage, RaftRole, RaftStatus, Standing};
+use crate::view::{ClusterView, MemberStage, RaftRole, RaftStatus, Standing, TransitionView};
 
 /// Changes whenever the view may have to change: cheaper to compare than to rebuild the view.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,8 +33,11 @@ impl Control {
             (member.boot == boot && member.boot_nonce == nonce).then_some(member.stage)
         });
         match stage.flatten() {
-            Some(MemberStage::Active) => Standing::Active,
-            Some(MemberStage::Waiting) => Standing::Waiting,
+            // A joiner takes writes before it is on the present ring, and one that leaves still does.
+            Some(MemberStage::Active | MemberStage::Joining | MemberStage::Leaving) => {
+                Standing::Active
+            }
+            Some(MemberStage::Waiting | MemberStage::Left) => Standing::Waiting,
             None => Standing::Joining,
         }
     }
@@ -89,6 +92,16 @@ impl Control {
             view.config = state.config.clone();
             view.epoch = state.epoch;
             view.members = state.members.clone();
+            view.transition = TransitionView::of(state);
+            let rings = state.rings();
+            view.rings = match *self.view.rings == rings {
+                true => self.view.rings.clone(),
+                false => Arc::new(rings),
+            };
+            view.floors = match *self.view.floors == state.floors {
+                true => self.view.floors.clone(),
+                false => Arc::new(state.floors.clone()),
+            };
             view.topology = if *self.view.topology == state.topology {
                 self.view.topology.clone()
             } else {

@@ -26,8 +26,22 @@
 //! Message-Passing Systems*, 1995. Answers that agree are given at once: R replicas hold the value,
 //! which later reads of R cannot miss if 2R > N.
 //!
-//! What this does not do: choose replicas, wait, hedge, or join the quorums of two rings.
+//! # Two rings
+//!
+//! While the ring changes, a request may need a quorum in each of two replica sets ([`Needs`]). Its
+//! replicas are then one list, the current ring's first and then those that are only in the next one, and each
+//! counts in every set that it is in. It is met when both quorums are, and impossible as soon as either is; the
+//! numbers are those of the ring that failed ([`WriteQuorum::failed_ring`]). Counting W over the union
+//! instead is a classic mistake (trap T5): two replicas of the new ring and two of the old one need not
+//! have anything in common.
+//!
+//! Where reads ask the current ring alone while writes go to both, unanimous answers are not enough for a record that was
+//! stamped during the change: R replicas of the *current* ring hold it, and a later reader of the next one may
+//! meet none of them. Such a record is written back to both rings first ([`ReadQuorum::joint`]).
+//!
+//! What this does not do: choose replicas, wait, hedge, or know the stage of a change.
 
+mod needs;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -36,7 +50,9 @@ mod write;
 use std::fmt;
 
 use mds_types::limits::REPLICAS_MAX;
+use mds_types::mutation::{Mutation, is_on};
 
+pub use needs::{Need, Needs, RingSide, Shortfall};
 pub use read::ReadQuorum;
 pub use write::WriteQuorum;
 
@@ -47,7 +63,7 @@ pub enum Outcome {
     Pending,
     /// Enough replicas have answered. Final.
     Met,
-    /// Too many replicas have failed. Final.
+    /// Too many replicas have failed. Final. With two rings the numbers are those of the ring that failed.
     Impossible {
         /// The quorum.
         needed: u8,
@@ -86,12 +102,15 @@ pub fn check_quorum(name: &'static str, quorum: u8, n: u8) -> Result<(), QuorumE
     }
 }
 
-/// Some of the replicas of one replica set, by index.
+/// Replicas of one request: those of two rings that have none in common, at most.
+pub const REPLICAS_JOINT_MAX: u8 = 2 * REPLICAS_MAX;
+
+/// Some of the replicas of one request, by index.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct ReplicaSet(u16);
+pub struct ReplicaSet(u32);
 
 // One bit per replica.
-const _: () = assert!(REPLICAS_MAX as u32 <= u16::BITS);
+const _: () = assert!((REPLICAS_JOINT_MAX as u32) < u32::BITS);
 
 impl ReplicaSet {
     /// None of them.
@@ -100,15 +119,15 @@ impl ReplicaSet {
     /// The first `of` replicas: the whole set.
     ///
     /// # Panics
-    /// If `of` exceeds [`REPLICAS_MAX`]: a programming error.
+    /// If `of` exceeds [`REPLICAS_JOINT_MAX`]: a programming error.
     pub fn all(of: u8) -> ReplicaSet {
-        assert!(of <= REPLICAS_MAX, "a replica set of {of}");
+        assert!(of <= REPLICAS_JOINT_MAX, "a replica set of {of}");
         ReplicaSet((1 << of) - 1)
     }
 
     /// Whether the replica is among them.
     pub fn contains(self, replica: usize) -> bool {
-        replica < usize::from(REPLICAS_MAX) && self.0 & 1 << replica != 0
+        replica < usize::from(REPLICAS_JOINT_MAX) && self.0 & 1 << replica != 0
     }
 
     /// How many.
@@ -123,19 +142,40 @@ impl ReplicaSet {
 
     /// Their indexes, growing.
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..usize::from(REPLICAS_MAX)).filter(move |&replica| self.contains(replica))
+        (0..usize::from(REPLICAS_JOINT_MAX)).filter(move |&replica| self.contains(replica))
     }
 
     fn insert(&mut self, replica: usize) {
         self.0 |= 1 << replica;
     }
 
-    fn union(self, other: ReplicaSet) -> ReplicaSet {
+    /// Those in either.
+    pub fn union(self, other: ReplicaSet) -> ReplicaSet {
         ReplicaSet(self.0 | other.0)
     }
 
-    fn without(self, other: ReplicaSet) -> ReplicaSet {
+    /// Those in both.
+    pub fn intersection(self, other: ReplicaSet) -> ReplicaSet {
+        ReplicaSet(self.0 & other.0)
+    }
+
+    /// Those of this one that are not in the other.
+    pub fn without(self, other: ReplicaSet) -> ReplicaSet {
         ReplicaSet(self.0 & !other.0)
+    }
+}
+
+impl FromIterator<usize> for ReplicaSet {
+    /// Collects indexes; those of [`REPLICAS_JOINT_MAX`] and above are none of a request's replicas and
+    /// are left out.
+    fn from_iter<I: IntoIterator<Item = usize>>(indexes: I) -> ReplicaSet {
+        let mut set = ReplicaSet::EMPTY;
+        for index in indexes {
+            if index < usize::from(REPLICAS_JOINT_MAX) {
+                set.insert(index);
+            }
+        }
+        set
     }
 }
 
@@ -148,22 +188,34 @@ impl fmt::Debug for ReplicaSet {
 /// Who answered and who failed, and what follows: common to reads and writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Tally {
-    needed: u8,
+    needs: Needs,
     of: u8,
     answered: ReplicaSet,
     failed: ReplicaSet,
     outcome: Outcome,
+    failed_ring: Option<RingSide>,
 }
 
 impl Tally {
     /// `needed` may exceed `of` (a ring with fewer members than N): impossible from the start.
     fn new(needed: u8, of: u8) -> Tally {
+        let of = of.min(REPLICAS_MAX);
+        Tally::over(Needs::single(needed, of), of)
+    }
+
+    fn over(needs: Needs, of: u8) -> Tally {
+        let of = of.min(REPLICAS_JOINT_MAX);
+        let needs = match is_on(Mutation::UnionQuorum) {
+            true => needs.over_the_union(),
+            false => needs,
+        };
         let mut tally = Tally {
-            needed,
-            of: of.min(REPLICAS_MAX),
+            needs,
+            of,
             answered: ReplicaSet::EMPTY,
             failed: ReplicaSet::EMPTY,
             outcome: Outcome::Pending,
+            failed_ring: None,
         };
         tally.settle();
         tally
@@ -186,26 +238,44 @@ impl Tally {
         }
     }
 
-    /// Replicas that answered or still may.
-    fn reachable(&self) -> u8 {
-        self.of - self.failed.without(self.answered).len()
-    }
-
     fn unanswered(&self) -> ReplicaSet {
         ReplicaSet::all(self.of).without(self.answered)
+    }
+
+    fn outstanding(&self) -> ReplicaSet {
+        self.unanswered().without(self.failed)
+    }
+
+    /// Replicas that answered or still may.
+    fn reachable(&self) -> ReplicaSet {
+        self.answered.union(self.outstanding())
+    }
+
+    /// What the answers so far still lack, in the ring that lacks most.
+    fn shortfall(&self) -> Shortfall {
+        self.needs.shortfall(self.answered)
+    }
+
+    /// The replicas that should be asked, beside those that were asked already.
+    fn to_ask(&self, asked: ReplicaSet) -> ReplicaSet {
+        let outstanding = self.outstanding();
+        let hoped = self.answered.union(asked.intersection(outstanding));
+        let lacking = self.needs.lacking(hoped);
+        lacking.intersection(outstanding).without(asked)
     }
 
     fn settle(&mut self) {
         if self.outcome != Outcome::Pending {
             return;
         }
-        if self.answered.len() >= self.needed {
+        if self.needs.are_met_by(self.answered) {
             self.outcome = Outcome::Met;
-        } else if self.reachable() < self.needed {
+        } else if let Some(short) = self.needs.unmet_by(self.reachable()) {
+            self.failed_ring = Some(short.ring);
             self.outcome = Outcome::Impossible {
-                needed: self.needed,
-                got: self.reachable(),
-                of: self.of,
+                needed: short.needed,
+                got: short.got,
+                of: short.of,
             };
         }
     }

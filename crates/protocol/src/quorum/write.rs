@@ -2,7 +2,7 @@
 
 use mds_types::mutation::{Mutation, is_on};
 
-use super::{Outcome, ReplicaSet, Tally};
+use super::{Needs, Outcome, ReplicaSet, RingSide, Shortfall, Tally};
 
 /// Which replicas have made one write durable.
 ///
@@ -20,6 +20,14 @@ impl WriteQuorum {
         let needed = needed - u8::from(is_on(Mutation::WriteQuorumShort) && needed > 1);
         WriteQuorum {
             tally: Tally::new(needed, of),
+        }
+    }
+
+    /// W in each of two rings, over `of` replicas (at most [`super::REPLICAS_JOINT_MAX`]): the current ring's
+    /// first, then those that are only in the next one.
+    pub fn joint(needs: Needs, of: u8) -> WriteQuorum {
+        WriteQuorum {
+            tally: Tally::over(needs, of),
         }
     }
 
@@ -43,12 +51,22 @@ impl WriteQuorum {
         self.tally.outcome
     }
 
-    /// W.
-    pub fn needed(&self) -> u8 {
-        self.tally.needed
+    /// The ring that made the quorum impossible.
+    pub fn failed_ring(&self) -> Option<RingSide> {
+        self.tally.failed_ring
     }
 
-    /// Size of the replica set.
+    /// What the acknowledgements so far lack, in the ring that lacks most: for numbers that people read.
+    pub fn shortfall(&self) -> Shortfall {
+        self.tally.shortfall()
+    }
+
+    /// W, in the current ring if there are two.
+    pub fn needed(&self) -> u8 {
+        self.tally.needs.current.needed
+    }
+
+    /// How many replicas the write goes to, in all rings.
     pub fn of(&self) -> u8 {
         self.tally.of
     }
@@ -70,6 +88,6 @@ impl WriteQuorum {
 
     /// The replicas that have neither acknowledged nor failed.
     pub fn outstanding(&self) -> ReplicaSet {
-        self.tally.unanswered().without(self.tally.failed)
+        self.tally.outstanding()
     }
 }

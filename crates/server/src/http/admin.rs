@@ -281,6 +281,9 @@ fn member(view: &ClusterView, node: NodeId) -> MemberBody {
     let stage = match ours.map(|member| member.stage) {
         Some(MemberStage::Active) => "active",
         Some(MemberStage::Waiting) => "waiting",
+        Some(MemberStage::Joining) => "joining",
+        Some(MemberStage::Leaving) => "leaving",
+        Some(MemberStage::Left) => "left",
         None => "unknown",
     };
     let boot = match node == view.me {

@@ -1,0 +1,638 @@
+//! How the ring changes: the state machine of a transition.
+//!
+//! A change is begun by a request with an id, walks through the stages of [`mds_types::ring`], and ends
+//! with the next ring as the present one. The state machine itself checks every condition; whoever
+//! proposes a step too early is told what it waits for.
+//!
+//! **Invariants** (property-tested in `state::tests::transitions`)
+//!
+//! 1. One change at a time. Stages follow one another in their order; only `WriteBoth` and `Stream` may end
+//!    in `Stable` by an abort.
+//! 2. No stage is left before every required member (all but the excluded ones) has acknowledged it:
+//!    acknowledged means that its requests begun under older versions have ended. `Stream` is left only when
+//!    the members of the next ring are ready too.
+//! 3. The version grows with every change of stage, ring or exclusion, and by nothing else.
+//! 4. The records of which no write to both rings is certain have epochs before E1, which begins with
+//!    `Stream`, that is: when everybody knows the next ring. `Stream` is left only when they are verified in
+//!    both rings.
+//! 5. A ring keeps N members that hold data, or as many of them as it had.
+//! 6. Of the replicas of one partition, fewer than min(R, W) may be excluded: the others hold whatever was
+//!    acknowledged or read. `forced` takes the risk.
+//! 7. What was removed does not come back: its directory is remembered (the latest [`REMOVED_MAX`]).
+//!
+//! What it does not do: decide that a node is dead, move data, or watch time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mds_protocol::Placement;
+use mds_protocol::placement::WEIGHT_MAX;
+use mds_types::limits::MEMBERS_MAX;
+use mds_types::mutation::{Mutation, is_on};
+use mds_types::{
+    ClusterConfig, Epoch, Hlc, NodeId, PartitionId, RequestId, RingStage, Topology, TopologyMember,
+    TopologyVersion,
+};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{ClusterState, Response, RingChange};
+use crate::view::MemberStage;
+
+/// Requests whose outcome is remembered. A repetition of one that was forgotten is judged anew.
+pub const REQUESTS_MAX: usize = 64;
+
+/// Removed directories that are remembered and may not come back.
+pub const REMOVED_MAX: usize = 1024;
+
+/// Nodes that an answer names at most; of more it says how many.
+const NAMED_MAX: usize = 5;
+
+/// A change of the ring under way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Transition {
+    /// Who asked.
+    pub request: RequestId,
+    /// For what.
+    pub change: RingChange,
+    /// Never `Stable`.
+    pub stage: RingStage,
+    /// The topology version with which the stage was entered.
+    pub entered: TopologyVersion,
+    /// E1, from `Stream` on.
+    pub first_epoch: Option<Epoch>,
+    /// The next ring. Its version is that of the present one.
+    pub topology: Topology,
+    /// N, R and W of the next ring, and what never changes.
+    pub config: ClusterConfig,
+    /// Members that are waited for no more.
+    pub excluded: BTreeSet<NodeId>,
+    /// Members of the next ring that are ready, during `Stream`.
+    pub ready: BTreeSet<NodeId>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestFate {
+    /// The change is under way.
+    Running,
+    /// The ring has changed.
+    Finished,
+    /// It was called off.
+    Aborted,
+}
+
+/// A request that was taken up.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RequestRecord {
+    /// Its name.
+    pub request: RequestId,
+    /// A hash of what it asked for.
+    pub asked: u64,
+    /// What became of it.
+    pub fate: RequestFate,
+}
+
+/// Why a stage, or the settling of a ring, goes on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// The member has not acknowledged the version.
+    Ack,
+    /// The member has not streamed and verified everything yet.
+    Ready,
+}
+
+/// A member that holds a transition up.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct Blocker {
+    /// The member.
+    pub node: NodeId,
+    /// What is missing.
+    pub waits_for: WaitsFor,
+}
+
+fn hash_of(change: &RingChange) -> u64 {
+    // Collections of integers always encode; were it otherwise, all changes would look alike.
+    xxh3_64(&postcard::to_extend(change, Vec::new()).unwrap_or_default())
+}
+
+impl ClusterState {
+    /// Whether a node has acknowledged a version or a later one.
+    fn has_acked(&self, node: NodeId, version: TopologyVersion) -> bool {
+        self.acked.get(&node).is_some_and(|acked| *acked >= version)
+    }
+
+    /// The members that have not acknowledged `version`, except for `excluded`.
+    fn missing_acks(&self, version: TopologyVersion, excluded: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let members = self.members.keys();
+        members
+            .filter(|node| !excluded.contains(node) && !self.has_acked(**node, version))
+            .copied()
+            .collect()
+    }
+
+    /// Whom the present stage waits for. In `Stable`: who has not acknowledged the ring; before all
+    /// have, no change begins and no replica drops what it lost.
+    pub fn blocked_by(&self) -> Vec<Blocker> {
+        let none = BTreeSet::new();
+        let (version, excluded) = match &self.transition {
+            None => (self.topology.version, &none),
+            Some(transition) => (transition.entered, &transition.excluded),
+        };
+        let acks = self.missing_acks(version, excluded).into_iter();
+        let mut blockers: Vec<Blocker> = acks
+            .map(|node| Blocker {
+                node,
+                waits_for: WaitsFor::Ack,
+            })
+            .collect();
+        if let Some(transition) = &self.transition
+            && transition.stage == RingStage::Stream
+        {
+            let next = transition.topology.members.iter().map(|member| member.node);
+            let unready = next
+                .filter(|node| !excluded.contains(node) && !transition.ready.contains(node))
+                .map(|node| Blocker {
+                    node,
+                    waits_for: WaitsFor::Ready,
+                });
+            blockers.extend(unready);
+        }
+        blockers.sort_unstable();
+        blockers
+    }
+
+    /// Whether the ring is stable and everybody has acknowledged it.
+    pub fn is_settled(&self) -> bool {
+        !self.cluster.is_none() && self.transition.is_none() && self.blocked_by().is_empty()
+    }
+
+    /// Whether the epoch has to be advanced for the sake of a transition: E1 has begun and everybody
+    /// knows, so the epochs before it can be closed.
+    pub fn transition_wants_epoch(&self) -> bool {
+        self.transition.as_ref().is_some_and(|transition| {
+            transition.stage == RingStage::Stream
+                && transition.first_epoch == Some(self.epoch)
+                && self
+                    .missing_acks(transition.entered, &transition.excluded)
+                    .is_empty()
+        })
+    }
+
+    /// Names for people, of the first few.
+    pub(super) fn names(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        let names: Vec<String> = nodes
+            .into_iter()
+            .map(|node| match self.members.get(&node) {
+                Some(member) if !member.info.name.is_empty() => member.info.name.clone(),
+                _ => node.to_string(),
+            })
+            .collect();
+        match names.len().checked_sub(NAMED_MAX) {
+            None | Some(0) => names.join(", "),
+            Some(more) => format!("{} and {more} more", names[..NAMED_MAX].join(", ")),
+        }
+    }
+
+    /// Every change of ring, stage or exclusion is a new version.
+    fn raise_version(&mut self) {
+        self.topology.version.0 += 1;
+        if let Some(transition) = &mut self.transition {
+            transition.topology.version = self.topology.version;
+        }
+    }
+
+    pub(super) fn begin_transition(&mut self, request: RequestId, change: &RingChange) -> Response {
+        let asked = hash_of(change);
+        if let Some(known) = self.requests.iter().find(|known| known.request == request) {
+            return repeated(known, asked);
+        }
+        if let Some(open) = &self.transition {
+            return Response::NotYet(format!(
+                "the ring is changing already (request {}, stage {}): wait for its end, or abort it",
+                open.request, open.stage
+            ));
+        }
+        let (topology, config) = match self.next_ring(change) {
+            Ok(next) => next,
+            Err(reason) => return Response::Refused(reason),
+        };
+        let missing = self.missing_acks(self.topology.version, &change.remove_dead);
+        if !missing.is_empty() && !is_on(Mutation::StageWithoutAcks) {
+            return Response::NotYet(format!(
+                "version {} of the ring is not known everywhere: waiting for {}. If one of them is \
+                 dead for good, remove it in the same change",
+                self.topology.version,
+                self.names(missing)
+            ));
+        }
+        self.remember(request, asked);
+        self.accepted_from = self.topology.version;
+        self.transition = Some(Transition {
+            request,
+            change: change.clone(),
+            stage: RingStage::WriteBoth,
+            entered: TopologyVersion(self.topology.version.0 + 1),
+            first_epoch: None,
+            topology,
+            config,
+            excluded: change.remove_dead.clone(),
+            ready: BTreeSet::new(),
+        });
+        self.raise_version();
+        self.mark_members(&change.join, MemberStage::Joining);
+        self.mark_members(&change.leave, MemberStage::Leaving);
+        Response::Done
+    }
+
+    fn mark_members(&mut self, nodes: &BTreeSet<NodeId>, stage: MemberStage) {
+        for node in nodes {
+            if let Some(member) = self.members.get_mut(node) {
+                member.stage = stage;
+            }
+        }
+    }
+
+    /// Notes a request that was taken up, and forgets the oldest beyond the bound.
+    fn remember(&mut self, request: RequestId, asked: u64) {
+        if self.requests.len() >= REQUESTS_MAX {
+            self.requests.remove(0);
+        }
+        self.requests.push(RequestRecord {
+            request,
+            asked,
+            fate: RequestFate::Running,
+        });
+    }
+
+    fn settle_request(&mut self, request: RequestId, fate: RequestFate) {
+        if let Some(known) = self
+            .requests
+            .iter_mut()
+            .find(|known| known.request == request)
+        {
+            known.fate = fate;
+        }
+    }
+
+    /// The ring that a change leads to.
+    fn next_ring(&self, change: &RingChange) -> Result<(Topology, ClusterConfig), String> {
+        let Some(config) = &self.config else {
+            return Err("the cluster has not been formed yet".to_owned());
+        };
+        self.check_nodes(change)?;
+        let mut config = config.clone();
+        if let Some(quorums) = change.quorums {
+            config.replicas = quorums.replicas;
+            config.read_quorum = quorums.read;
+            config.write_quorum = quorums.write;
+            config.validate().map_err(|error| error.to_string())?;
+        }
+        let goes = |node| change.leave.contains(&node) || change.remove_dead.contains(&node);
+        let mut ring: BTreeMap<NodeId, TopologyMember> = self
+            .topology
+            .members
+            .iter()
+            .filter(|member| !goes(member.node))
+            .map(|member| (member.node, member.clone()))
+            .collect();
+        for node in &change.join {
+            if let Some(member) = self.members.get(node) {
+                let (zone, weight) = (member.info.zone.clone(), member.info.weight);
+                let node = *node;
+                ring.insert(node, TopologyMember { node, zone, weight });
+            }
+        }
+        for (node, weight) in &change.reweigh {
+            match ring.get_mut(node) {
+                Some(member) => member.weight = *weight,
+                None => {
+                    return Err(format!(
+                        "{} is not on the ring, so it has no weight: let it join first",
+                        self.names([*node])
+                    ));
+                }
+            }
+        }
+        let topology = Topology {
+            version: TopologyVersion(self.topology.version.0 + 1),
+            members: ring.into_values().collect(),
+        };
+        if topology.members == self.topology.members && Some(&config) == self.config.as_ref() {
+            return Err("nothing would change: the ring is like that already".to_owned());
+        }
+        self.check_size(&topology, &config)?;
+        if !change.forced {
+            self.check_excluded(&change.remove_dead, Some((&topology, &config)))?;
+        }
+        Ok((topology, config))
+    }
+
+    /// Whether every node of a change is where the change takes it from.
+    fn check_nodes(&self, change: &RingChange) -> Result<(), String> {
+        if change.is_empty() {
+            return Err(
+                "the change is empty: say who joins, leaves, is removed or weighed".to_owned(),
+            );
+        }
+        for node in &change.join {
+            let Some(member) = self.members.get(node) else {
+                return Err(format!(
+                    "{node} is not known to the cluster: start it with a seed address of this \
+                     cluster, and see it wait in the status"
+                ));
+            };
+            let name = self.names([*node]);
+            if self.topology.member(*node).is_some() {
+                return Err(format!("{name} is on the ring already"));
+            }
+            if member.boot == 0 {
+                return Err(format!("{name} has never started: start it first"));
+            }
+            if member.info.weight > WEIGHT_MAX {
+                return Err(format!(
+                    "{name} asks for a weight above {WEIGHT_MAX}: lower it"
+                ));
+            }
+        }
+        for node in change.leave.iter().chain(&change.remove_dead) {
+            if self.topology.member(*node).is_none() {
+                let name = self.names([*node]);
+                return Err(match self.members.contains_key(node) {
+                    true => format!("{name} is not on the ring: remove it as a member instead"),
+                    false => format!("{name} is not a member of this cluster"),
+                });
+            }
+        }
+        if let Some(both) = change.leave.intersection(&change.remove_dead).next() {
+            return Err(format!(
+                "{} cannot leave and be removed as dead at once: choose one",
+                self.names([*both])
+            ));
+        }
+        for (node, weight) in &change.reweigh {
+            if *weight > WEIGHT_MAX {
+                return Err(format!(
+                    "the weight of {} is {weight}: at most {WEIGHT_MAX} is allowed",
+                    self.names([*node])
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Invariant 5.
+    fn check_size(&self, next: &Topology, next_config: &ClusterConfig) -> Result<(), String> {
+        let holders = |topology: &Topology| {
+            let members = topology.members.iter();
+            members.filter(|member| member.weight > 0).count()
+        };
+        let (before, after) = (holders(&self.topology), holders(next));
+        let wanted = usize::from(next_config.replicas);
+        let had = self.config.as_ref().map_or(0, |config| config.replicas);
+        if after == 0 {
+            return Err("no member of weight above zero would be left to hold data".to_owned());
+        }
+        if next.members.len() > MEMBERS_MAX {
+            return Err(format!(
+                "the ring would have more than {MEMBERS_MAX} members"
+            ));
+        }
+        // A cluster may have been formed with fewer, and grow towards N.
+        if after < wanted && (after < before || next_config.replicas > had) {
+            return Err(format!(
+                "{after} members would hold data, and n is {wanted}: let more nodes join in the same \
+                 change, or change n too"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Invariant 6, for the present ring and the next.
+    fn check_excluded(
+        &self,
+        excluded: &BTreeSet<NodeId>,
+        next: Option<(&Topology, &ClusterConfig)>,
+    ) -> Result<(), String> {
+        let current = self.config.as_ref().map(|config| (&self.topology, config));
+        for (topology, config) in current.into_iter().chain(next) {
+            let enough = usize::from(config.read_quorum.min(config.write_quorum));
+            // Placement may take long with very many members, and is seldom asked.
+            if excluded.len() < enough {
+                continue;
+            }
+            let placement = Placement::compute(topology, config);
+            let lost = (0..config.partition_count).map(PartitionId).find(|of| {
+                let replicas = placement.replicas(*of).iter();
+                replicas.filter(|node| excluded.contains(node)).count() >= enough
+            });
+            if let Some(partition) = lost {
+                return Err(format!(
+                    "partition {partition} would be without {enough} of its replicas at once ({}): \
+                     data may exist nowhere else. Bring one of them back, or remove one at a time, or \
+                     force it and lose what only they hold",
+                    self.names(excluded.iter().copied())
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn ack(&mut self, member: NodeId, version: TopologyVersion) -> Response {
+        if !self.members.contains_key(&member) {
+            return Response::NotYet("the node is not a member".to_owned());
+        }
+        if version > self.topology.version {
+            return Response::Refused(format!("there is no version {version} yet"));
+        }
+        let acked = self.acked.entry(member).or_default();
+        *acked = version.max(*acked);
+        Response::Done
+    }
+
+    pub(super) fn ready(&mut self, member: NodeId, version: TopologyVersion) -> Response {
+        let Some(transition) = &mut self.transition else {
+            return Response::Refused("the ring does not change".to_owned());
+        };
+        if version < transition.entered || transition.stage != RingStage::Stream {
+            return Response::Refused(format!(
+                "ready at version {version}, but stage {} began with version {}",
+                transition.stage, transition.entered
+            ));
+        }
+        if version > self.topology.version || transition.topology.member(member).is_none() {
+            return Response::Refused("it is not on the next ring of that version".to_owned());
+        }
+        transition.ready.insert(member);
+        Response::Done
+    }
+
+    pub(super) fn step_transition(&mut self, from: TopologyVersion, floor: Hlc) -> Response {
+        if from < self.topology.version {
+            return Response::Done;
+        }
+        let Some(following) = self
+            .transition
+            .as_ref()
+            .and_then(|open| open.stage.following())
+        else {
+            return Response::Refused("the ring does not change".to_owned());
+        };
+        let blockers = self.blocked_by();
+        if !blockers.is_empty() && !is_on(Mutation::StageWithoutAcks) {
+            let nodes: BTreeSet<NodeId> = blockers.iter().map(|blocker| blocker.node).collect();
+            return Response::NotYet(format!("waiting for {}", self.names(nodes)));
+        }
+        let Some(transition) = &mut self.transition else {
+            return Response::Refused("the ring does not change".to_owned());
+        };
+        // The stage that is left was entered with this version: older senders' time is over.
+        self.accepted_from = transition.entered;
+        transition.stage = following;
+        transition.entered = TopologyVersion(self.topology.version.0 + 1);
+        transition.ready.clear();
+        match following {
+            RingStage::Stream => {
+                let first = Epoch(self.epoch.0 + 1);
+                transition.first_epoch = Some(first);
+                self.epoch = first;
+                self.floors.begin(first, floor);
+            }
+            RingStage::Stable => self.finish(),
+            _ => {}
+        }
+        self.raise_version();
+        Response::Done
+    }
+
+    /// The next ring becomes the present one.
+    fn finish(&mut self) {
+        let Some(transition) = self.transition.take() else {
+            return;
+        };
+        let version = self.topology.version;
+        self.topology = transition.topology;
+        self.topology.version = version;
+        self.config = Some(transition.config);
+        self.mark_members(&transition.change.join, MemberStage::Active);
+        self.mark_members(&transition.change.leave, MemberStage::Left);
+        for node in &transition.change.remove_dead {
+            self.strike_out(*node);
+        }
+        self.settle_request(transition.request, RequestFate::Finished);
+    }
+
+    fn strike_out(&mut self, node: NodeId) {
+        let Some(member) = self.members.remove(&node) else {
+            return;
+        };
+        self.acked.remove(&node);
+        if self.removed.len() >= REMOVED_MAX {
+            self.removed.remove(0);
+        }
+        self.removed.push(member.incarnation);
+    }
+
+    pub(super) fn abort_transition(&mut self, request: RequestId) -> Response {
+        let known = self.requests.iter().find(|known| known.request == request);
+        match known.map(|known| known.fate) {
+            None => {
+                return Response::Refused(format!("no change with request {request} is known"));
+            }
+            Some(RequestFate::Aborted) => return Response::Done,
+            Some(RequestFate::Finished) => {
+                return Response::Refused(
+                    "it has finished: ask for the opposite change instead".to_owned(),
+                );
+            }
+            Some(RequestFate::Running) => {}
+        }
+        match self.transition.take() {
+            Some(open) if open.request == request && open.stage.may_abort() => {
+                self.mark_members(&open.change.join, MemberStage::Waiting);
+                self.mark_members(&open.change.leave, MemberStage::Active);
+                self.settle_request(request, RequestFate::Aborted);
+                // Senders of the stage that ends here are still served: they write to this ring too.
+                self.raise_version();
+                Response::Done
+            }
+            Some(open) => {
+                let stage = open.stage;
+                self.transition = Some(open);
+                Response::Refused(format!(
+                    "stage {stage} is past the point of no return: the change goes on to its end. If a \
+                     node holds it up, exclude that node; then ask for the opposite change"
+                ))
+            }
+            None => Response::Refused("the ring does not change".to_owned()),
+        }
+    }
+
+    pub(super) fn exclude(&mut self, request: RequestId, node: NodeId, forced: bool) -> Response {
+        let Some(open) = self
+            .transition
+            .as_ref()
+            .filter(|open| open.request == request)
+        else {
+            return Response::Refused(format!("no change with request {request} is under way"));
+        };
+        if open.excluded.contains(&node) {
+            return Response::Done;
+        }
+        if !self.members.contains_key(&node) {
+            return Response::Refused(format!("{node} is not a member of this cluster"));
+        }
+        let mut excluded = open.excluded.clone();
+        excluded.insert(node);
+        if !forced
+            && let Err(reason) =
+                self.check_excluded(&excluded, Some((&open.topology, &open.config)))
+        {
+            return Response::Refused(reason);
+        }
+        if let Some(open) = &mut self.transition {
+            open.excluded = excluded;
+        }
+        self.raise_version();
+        Response::Done
+    }
+
+    pub(super) fn remove_member(&mut self, node: NodeId) -> Response {
+        let Some(member) = self.members.get(&node) else {
+            return match self.removed.iter().any(|gone| gone.node_id() == node) {
+                true => Response::Done,
+                false => Response::Refused(format!("{node} is not a member of this cluster")),
+            };
+        };
+        match member.stage {
+            MemberStage::Waiting | MemberStage::Left => {
+                self.strike_out(node);
+                Response::Done
+            }
+            MemberStage::Active | MemberStage::Joining | MemberStage::Leaving => {
+                Response::Refused(format!(
+                    "{} is on the ring: let it leave, or remove it as dead, by a change of the ring",
+                    self.names([node])
+                ))
+            }
+        }
+    }
+}
+
+/// The answer to a request that was taken up before.
+fn repeated(known: &RequestRecord, asked: u64) -> Response {
+    if known.asked != asked {
+        return Response::Refused(format!(
+            "request {} asked for something else before: a new change needs a new request id",
+            known.request
+        ));
+    }
+    match known.fate {
+        RequestFate::Running | RequestFate::Finished => Response::Done,
+        RequestFate::Aborted => Response::Refused(format!(
+            "request {} was aborted: give a new request id to try again",
+            known.request
+        )),
+    }
+}
