@@ -6,12 +6,16 @@
 //! the node, the simulator and the tools cannot disagree about it.
 //!
 //! - [`placement`]: topology in, replica sets out;
-//! - [`quorum`]: answers in; met, impossible or pending out, and what has to be repaired.
+//! - [`quorum`]: answers in; met, impossible or pending out, and what has to be repaired;
+//! - [`merkle`]: two trees in, the leaves that differ out;
+//! - [`verification`]: who was seen to hold the same in, what is proven out.
 
 #[cfg(test)]
 mod golden;
+pub mod merkle;
 pub mod placement;
 pub mod quorum;
+pub mod verification;
 
 pub use placement::{NodeLoad, Placement};
 pub use quorum::{

@@ -47,11 +47,17 @@ pub enum Mutation {
     ValidByDisagreeing,
     /// An answer of another topology version counts for verification.
     VerifiedAcrossTopologies,
+
+    // The node's core.
+    /// What one replica has collected is read from another, and written back (trap T14).
+    DismissesNothing,
+    /// A replica serves requests that were routed by a ring of long ago (trap T5).
+    StaleRingServed,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 18] = [
+    pub const ALL: [Mutation; 20] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -70,6 +76,8 @@ impl Mutation {
         Mutation::VerifiedWithoutOne,
         Mutation::ValidByDisagreeing,
         Mutation::VerifiedAcrossTopologies,
+        Mutation::DismissesNothing,
+        Mutation::StaleRingServed,
     ];
 }
 

@@ -69,15 +69,18 @@ pub struct RingUse {
 }
 
 impl RingUse {
-    const CURRENT: RingUse = RingUse {
+    /// The current ring alone.
+    pub const CURRENT: RingUse = RingUse {
         current: true,
         next: false,
     };
-    const NEXT: RingUse = RingUse {
+    /// The next ring alone.
+    pub const NEXT: RingUse = RingUse {
         current: false,
         next: true,
     };
-    const BOTH: RingUse = RingUse {
+    /// Both rings.
+    pub const BOTH: RingUse = RingUse {
         current: true,
         next: true,
     };

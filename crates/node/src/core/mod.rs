@@ -15,6 +15,7 @@
 //! - [`replica`]: the replica's side. This node's own replica is reached by the same request as a
 //!   remote one, through a queue instead of a socket;
 //! - [`hinting`]: delivers what other nodes missed;
+//! - [`rings`]: who holds what, in the ring and in the one that it changes to;
 //! - [`links`]: connections to peers and their health;
 //! - [`slab`]: operations in flight.
 //!
@@ -31,6 +32,7 @@ mod hinting;
 mod links;
 mod read;
 mod replica;
+mod rings;
 mod scan;
 mod slab;
 mod stats;
@@ -44,11 +46,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use mds_cluster::{ClusterView, Standing};
 use mds_protocol::placement::Placement;
-use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, REPLICAS_MAX, VALUE_BYTES_MAX};
+use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use mds_types::slot::partition_of;
-use mds_types::{
-    ClusterConfig, Epoch, Hlc, HlcClock, NodeId, PartitionId, Topology, TopologyVersion,
-};
+use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
 pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
 pub use stats::{CoreStats, LATENCY_BUCKETS, LatencyHistogram, Outcomes};
@@ -59,6 +59,7 @@ use crate::wire::{self, WireError};
 use hinting::Hinting;
 use links::{HEALTH_TICK_NS, Links};
 use replica::{ReplicaReply, ReplicaRequest};
+use rings::{Replicas, RingMap};
 use slab::{Deadlines, Slab};
 use write::RequestIds;
 
@@ -95,39 +96,6 @@ impl Default for CoreConfig {
     }
 }
 
-/// The nodes that hold one partition, first replica first.
-#[derive(Clone, Copy, Debug)]
-struct Replicas {
-    nodes: [NodeId; REPLICAS_MAX as usize],
-    len: u8,
-}
-
-impl Replicas {
-    fn of(ring: &Placement, partition: PartitionId) -> Replicas {
-        let mut replicas = Replicas {
-            nodes: Default::default(),
-            len: 0,
-        };
-        for &node in ring
-            .replicas(partition)
-            .iter()
-            .take(usize::from(REPLICAS_MAX))
-        {
-            replicas.nodes[usize::from(replicas.len)] = node;
-            replicas.len += 1;
-        }
-        replicas
-    }
-
-    fn nodes(&self) -> &[NodeId] {
-        &self.nodes[..usize::from(self.len)]
-    }
-
-    fn index_of(&self, node: NodeId) -> Option<usize> {
-        self.nodes().iter().position(|&replica| replica == node)
-    }
-}
-
 /// An operation in flight at its coordinator.
 enum Pending {
     Write(write::WriteOp),
@@ -140,7 +108,7 @@ enum Pending {
 pub struct Core {
     config: CoreConfig,
     view: Arc<ClusterView>,
-    ring: Arc<Placement>,
+    rings: RingMap,
     clock: HlcClock,
     /// Without a store this node is no replica and stamps nothing.
     is_store_open: bool,
@@ -178,13 +146,10 @@ impl Core {
     /// durable one. It serves once its store is open.
     pub fn new(config: CoreConfig, view: Arc<ClusterView>, mark: Hlc) -> Core {
         let clock = HlcClock::new(mark, config.clock_skew_us_max);
-        let mut core = Core {
+        Core {
             config,
-            ring: Arc::new(Placement::compute(
-                &Topology::default(),
-                &ClusterConfig::default(),
-            )),
-            view: view.clone(),
+            rings: RingMap::new(view.rings.clone()),
+            view,
             clock,
             stopped: None,
             links: Links::default(),
@@ -209,9 +174,7 @@ impl Core {
             done: Vec::new(),
             next_tick_ns: 0,
             stats: CoreStats::default(),
-        };
-        core.adopt_ring();
-        core
+        }
     }
 
     // ---- inputs -------------------------------------------------------------------------------
@@ -221,12 +184,8 @@ impl Core {
         if view.epoch > self.view.epoch {
             self.batch.epoch = Some(view.epoch);
         }
-        let ring_changed =
-            view.topology.version != self.view.topology.version || view.config != self.view.config;
+        self.rings.adopt(view.rings.clone());
         self.view = view;
-        if ring_changed {
-            self.adopt_ring();
-        }
     }
 
     /// The store is open; so many hints per target lie on its disk.
@@ -401,7 +360,8 @@ impl Core {
     pub fn settle(&mut self, now: Now) {
         loop {
             if let Some((id, request)) = self.local_requests.pop_front() {
-                self.serve(now, crate::store_io::ReplyTo::Me, id, request);
+                let version = self.rings.version();
+                self.serve(now, crate::store_io::ReplyTo::Me, id, version, request);
             } else if let Some((id, reply)) = self.local_replies.pop_front() {
                 let me = self.view.me;
                 self.on_reply(now, me, id, reply);
@@ -483,18 +443,12 @@ impl Core {
         waiting + self.awaiting_mark.len() + self.store_backlog
     }
 
-    /// Where each partition lives, by the agreed topology.
+    /// Where each partition lives, by the present ring.
     pub fn ring(&self) -> &Arc<Placement> {
-        &self.ring
+        self.rings.current()
     }
 
     // ---- common to the coordinator's parts ----------------------------------------------------
-
-    fn adopt_ring(&mut self) {
-        if let Some(config) = &self.view.config {
-            self.ring = Arc::new(Placement::compute(&self.view.topology, config));
-        }
-    }
 
     /// Refuses the writes that wait for the clock's mark and are due by then.
     fn refuse_unstamped(&mut self, now: Now, due_ns: u64) {
@@ -509,13 +463,19 @@ impl Core {
         }
     }
 
-    /// Whether this node answers as a replica.
+    /// Whether this node answers as a replica: also while it waits to become a part of the ring, and
+    /// takes what is written to the next one.
     fn is_replica_serving(&self) -> bool {
-        self.stopped.is_none() && self.is_store_open && self.view.standing == Standing::Active
+        let is_member = match self.view.standing {
+            Standing::Active => true,
+            Standing::Waiting => self.rings.rings().holds_data(self.view.me),
+            _ => false,
+        };
+        self.stopped.is_none() && self.is_store_open && is_member
     }
 
-    /// The agreed configuration, if this node may coordinate requests.
-    fn coordinating(&self) -> Result<&ClusterConfig, RequestError> {
+    /// Whether this node may coordinate requests.
+    fn coordinating(&self) -> Result<(), RequestError> {
         if let Some(reason) = &self.stopped {
             return Err(RequestError::NotReady(reason.clone()));
         }
@@ -524,16 +484,16 @@ impl Core {
                 "this node is shutting down".to_owned(),
             ));
         }
-        let reason = match (&self.view.standing, &self.view.config) {
-            (Standing::Active | Standing::Waiting, Some(config))
-                if self.is_store_open && self.view.topology.version > TopologyVersion(0) =>
+        let reason = match &self.view.standing {
+            Standing::Active | Standing::Waiting
+                if self.is_store_open && self.rings.version() > TopologyVersion(0) =>
             {
-                return Ok(config);
+                return Ok(());
             }
-            (Standing::Unborn, _) => {
+            Standing::Unborn => {
                 "this node is not part of a cluster yet: run `mydatastore init`".to_owned()
             }
-            (Standing::Refused(reason), _) => reason.clone(),
+            Standing::Refused(reason) => reason.clone(),
             _ => "this node is joining its cluster".to_owned(),
         };
         Err(RequestError::NotReady(reason))
@@ -568,7 +528,7 @@ impl Core {
     }
 
     fn partition_of(&self, key: &[u8]) -> PartitionId {
-        partition_of(key, self.ring.partition_count())
+        partition_of(key, self.rings.partition_count())
     }
 
     fn epoch(&self) -> Epoch {
@@ -581,8 +541,8 @@ impl Core {
             (Some(Pending::Write(_)), ReplicaReply::Put(status)) => {
                 self.on_write_reply(now, id, from, status);
             }
-            (Some(Pending::Read(_)), ReplicaReply::Get(status, record)) => {
-                self.on_get_reply(now, id, from, status, record);
+            (Some(Pending::Read(_)), ReplicaReply::Get(status, record, settled)) => {
+                self.on_get_reply(now, id, from, status, record, settled);
             }
             (Some(Pending::Read(_)), ReplicaReply::Put(status)) => {
                 self.on_repair_reply(now, id, from, status);

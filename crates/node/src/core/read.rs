@@ -9,8 +9,8 @@
 //! sees it as absent.
 
 use bytes::Bytes;
-use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, check_quorum};
-use mds_types::{NodeId, Record};
+use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quorum};
+use mds_types::{ClusterConfig, Epoch, NodeId, Record, TopologyVersion};
 
 use super::replica::ReplicaRequest;
 use super::write::Encoded;
@@ -26,11 +26,15 @@ pub(super) struct ReadOp {
     quorum: ReadQuorum,
     /// W: replicas that must hold a repaired record before the client hears it.
     write_quorum: u8,
+    /// Replicas of the rings that are read.
+    readable: ReplicaSet,
     /// Replicas that were asked, by index.
-    asked: u16,
+    asked: ReplicaSet,
     /// Set while the newest record is being written back: replicas it was sent to and that have not
     /// failed. From then on the newest record is settled, and later answers are ignored.
-    repairing: Option<u16>,
+    repairing: Option<ReplicaSet>,
+    /// The version of the rings that it goes by.
+    pub(super) ring: TopologyVersion,
     started_ns: u64,
     deadline_ns: u64,
 }
@@ -49,31 +53,46 @@ impl Core {
         deadline_ns: u64,
     ) -> Result<(), RequestError> {
         self.check_key(key)?;
-        let config = self.coordinating()?;
+        self.coordinating()?;
+        let config = self.rings.config();
         let write_quorum = options.write_quorum.unwrap_or(config.write_quorum);
-        let mut needed = options.read_quorum.unwrap_or(config.read_quorum);
+        let needed = options.read_quorum.unwrap_or(config.read_quorum);
         for (name, quorum) in [("r", needed), ("w", write_quorum)] {
             check_quorum(name, quorum, config.replicas)
                 .map_err(|error| RequestError::BadRequest(error.to_string()))?;
         }
-        let replicas = Replicas::of(&self.ring, self.partition_of(key));
-        if options.seen.is_some() {
-            // A client that has seen its own write must see it again: meet every quorum of W.
-            let meeting = config.replicas - write_quorum.min(config.write_quorum) + 1;
-            needed = needed.max(meeting.min(replicas.len));
-        }
         if let Some(seen) = options.seen {
             self.observe_client(now, seen)?;
         }
-        let quorum = self.admit_quorum(&replicas, needed)?;
+        // What is read may have to be written back to replicas that are not read: they are on the list.
+        let replicas = self.rings.write_replicas(self.partition_of(key));
+        let readable = replicas.of(self.rings.stage().reads());
+        let has_token = options.seen.is_some();
+        let r = |config: &ClusterConfig| {
+            let r = options.read_quorum.unwrap_or(config.read_quorum);
+            if !has_token {
+                return r.min(config.replicas);
+            }
+            // A client that has seen its own write must see it again: meet every quorum of W.
+            let w = options.write_quorum.unwrap_or(config.write_quorum);
+            let meeting = config.replicas - w.min(config.write_quorum).min(config.replicas) + 1;
+            r.max(meeting).min(config.replicas)
+        };
+        let shown_from = self.rings.rings().shown_after_write_back_from(self.epoch());
+        let quorum = self
+            .rings
+            .read_quorum(&replicas, r, options.write_quorum, shown_from);
+        let quorum = self.admit_quorum(&replicas, readable, quorum)?;
         let op = ReadOp {
             tag,
             key: key.clone(),
             replicas,
             quorum,
             write_quorum,
-            asked: 0,
+            readable,
+            asked: ReplicaSet::EMPTY,
             repairing: None,
+            ring: self.rings.version(),
             started_ns: now.mono_ns,
             deadline_ns,
         };
@@ -84,48 +103,55 @@ impl Core {
         Ok(())
     }
 
-    /// A quorum of the replicas that can be asked now.
+    /// Takes out of a quorum the replicas that cannot be asked now.
     ///
     /// # Errors
     /// When too few can: nothing is sent.
     pub(super) fn admit_quorum(
         &self,
         replicas: &Replicas,
-        needed: u8,
+        readable: ReplicaSet,
+        mut quorum: ReadQuorum,
     ) -> Result<ReadQuorum, RequestError> {
-        let mut quorum = ReadQuorum::new(needed, replicas.len);
-        for (index, &node) in replicas.nodes().iter().enumerate() {
-            if !self.is_usable(node) {
+        for index in readable.iter() {
+            if replicas
+                .node(index)
+                .is_none_or(|node| !self.is_usable(node))
+            {
                 quorum.fail(index);
             }
         }
-        if let Quorum::Impossible { needed, of, .. } = quorum.outcome() {
-            let got = reachable(&quorum);
+        if let Quorum::Impossible { needed, got, of } = quorum.outcome() {
             return Err(RequestError::Unavailable { needed, got, of });
         }
         Ok(quorum)
     }
 
-    /// Asks one more replica, if there is one: this node first, then in the order of the ring.
+    /// Which of these replicas to ask next: this node's own first, then in the order of the ring.
+    pub(super) fn preferred(&self, replicas: &Replicas, among: ReplicaSet) -> Option<usize> {
+        let own = replicas.index_of(self.view.me);
+        own.filter(|&index| among.contains(index))
+            .or_else(|| among.iter().next())
+    }
+
+    /// Asks one more replica, if there is one.
     fn ask_another(&mut self, now: Now, id: u64) -> bool {
         loop {
-            let me = self.view.me;
+            let Some(Pending::Read(op)) = self.pending.get(id) else {
+                return false;
+            };
+            let needed = op.quorum.to_ask(op.asked);
+            let unasked = op.quorum.outstanding().without(op.asked);
+            let spare = unasked.intersection(op.readable);
+            let among = if needed.is_empty() { spare } else { needed };
+            let replicas = op.replicas;
+            let Some(index) = self.preferred(&replicas, among) else {
+                return false;
+            };
             let Some(Pending::Read(op)) = self.pending.get_mut(id) else {
                 return false;
             };
-            let candidates = op.quorum.outstanding();
-            let is_unasked = |&index: &usize| op.asked & 1 << index == 0;
-            let own = op
-                .replicas
-                .index_of(me)
-                .filter(|&index| candidates.contains(index));
-            let Some(index) = own
-                .filter(is_unasked)
-                .or_else(|| candidates.iter().find(is_unasked))
-            else {
-                return false;
-            };
-            op.asked |= 1 << index;
+            op.asked = op.asked.union(ReplicaSet::from_iter([index]));
             let node = op.replicas.nodes()[index];
             let (key, deadline_ns) = (op.key.clone(), op.deadline_ns);
             if self.send_get(now, node, id, key, deadline_ns) {
@@ -146,7 +172,7 @@ impl Core {
                 .push_back((id, ReplicaRequest::Get { key }));
             return true;
         }
-        let topology = self.view.topology.version.0;
+        let topology = self.rings.version().0;
         let timeout_ms = (deadline_ns.saturating_sub(now.mono_ns) / 1_000_000) as u32;
         self.links
             .send(
@@ -166,11 +192,12 @@ impl Core {
         let hedge_us = (latency_us + 4 * deviation_us)
             .clamp(self.config.hedge_us_min, self.config.hedge_us_max);
         if let Some(Pending::Read(op)) = self.pending.get_mut(id)
-            && op
+            && !op
                 .quorum
                 .outstanding()
-                .iter()
-                .any(|index| op.asked & 1 << index == 0)
+                .without(op.asked)
+                .intersection(op.readable)
+                .is_empty()
         {
             self.hedges.insert(now.mono_ns + hedge_us * 1_000, id);
         }
@@ -196,6 +223,7 @@ impl Core {
         from: NodeId,
         status: Status,
         record: Option<Record>,
+        settled: Epoch,
     ) {
         let me = self.view.me;
         let Some(Pending::Read(op)) = self.pending.get_mut(id) else {
@@ -218,7 +246,7 @@ impl Core {
             // Readable all the same: it was accepted when the clocks stood otherwise.
             self.stats.clock_skew_refusals += 1;
         }
-        op.quorum.answer(index, record);
+        op.quorum.answer_settled(index, record, settled);
         if from != me {
             let (mean_us, deviation_us) = self.read_latency_us;
             let off_us = latency_us.abs_diff(mean_us);
@@ -255,7 +283,7 @@ impl Core {
             return;
         };
         match &mut op.repairing {
-            Some(sent) => *sent &= !(1 << index),
+            Some(sent) => *sent = sent.without(ReplicaSet::from_iter([index])),
             None => {
                 op.quorum.fail(index);
             }
@@ -267,12 +295,21 @@ impl Core {
         let Some(Pending::Read(op)) = self.pending.get_mut(id) else {
             return;
         };
-        let of = op.quorum.of();
-        let (needed, got) = match op.repairing {
-            None => (op.quorum.needed(), op.quorum.answered_count()),
-            Some(_) => (op.write_quorum, op.quorum.durable_on().len()),
+        let short = match op.repairing {
+            None => op.quorum.shortfall(),
+            Some(_) => {
+                let short = op
+                    .quorum
+                    .repair_shortfall(op.write_quorum, ReplicaSet::EMPTY);
+                short.unwrap_or(op.quorum.shortfall())
+            }
         };
-        self.end_read(now, id, Err(RequestError::TimedOut { needed, got, of }));
+        let error = RequestError::TimedOut {
+            needed: short.needed,
+            got: short.got,
+            of: short.of,
+        };
+        self.end_read(now, id, Err(error));
     }
 
     /// Does what the state of a read asks for: ask more replicas, repair, answer.
@@ -283,19 +320,12 @@ impl Core {
             };
             match op.quorum.outcome() {
                 Quorum::Pending => {
-                    let asked = op
-                        .quorum
-                        .outstanding()
-                        .iter()
-                        .filter(|i| op.asked & 1 << i != 0);
-                    let expected = asked.count() as u8 + op.quorum.answered_count();
-                    if expected >= op.quorum.needed() {
+                    if op.quorum.to_ask(op.asked).is_empty() {
                         return;
                     }
                     self.ask_another(now, id);
                 }
-                Quorum::Impossible { needed, of, .. } => {
-                    let got = reachable(&op.quorum);
+                Quorum::Impossible { needed, got, of } => {
                     let error = RequestError::Unavailable { needed, got, of };
                     return self.end_read(now, id, Err(error));
                 }
@@ -311,17 +341,14 @@ impl Core {
                     None => self.begin_repair(now, id),
                     Some(sent) => {
                         // The quorum can still be met by those that have it and those still asked.
-                        let durable = op.quorum.durable_on();
-                        let hoped = (0..16).filter(|&i| sent & 1 << i != 0 && !durable.contains(i));
-                        let possible = durable.len() + hoped.count() as u8;
-                        if possible >= op.write_quorum {
+                        let short = op.quorum.repair_shortfall(op.write_quorum, sent);
+                        let Some(short) = short else {
                             return;
-                        }
-                        let (needed, of) = (op.write_quorum, op.quorum.of());
+                        };
                         let error = RequestError::Unavailable {
-                            needed,
-                            got: possible,
-                            of,
+                            needed: short.needed,
+                            got: short.got,
+                            of: short.of,
                         };
                         return self.end_read(now, id, Err(error));
                     }
@@ -335,7 +362,7 @@ impl Core {
         let Some(Pending::Read(op)) = self.pending.get_mut(id) else {
             return;
         };
-        op.repairing = Some(0);
+        op.repairing = Some(ReplicaSet::EMPTY);
         let Some(newest) = op.quorum.newest().cloned() else {
             return;
         };
@@ -343,13 +370,13 @@ impl Core {
         let timeout_ms = (op.deadline_ns.saturating_sub(now.mono_ns) / 1_000_000) as u32;
         self.stats.disagreements += 1;
         let mut encoded = Encoded::new(&newest);
-        let mut sent = 0u16;
+        let mut sent = ReplicaSet::EMPTY;
         for (index, &node) in replicas.nodes().iter().enumerate() {
             if !durable.contains(index)
                 && self.is_usable(node)
                 && self.send_put(node, id, &mut encoded, Purpose::Repair, timeout_ms)
             {
-                sent |= 1 << index;
+                sent = sent.union(ReplicaSet::from_iter([index]));
                 self.stats.repairs += 1;
             }
         }
@@ -363,11 +390,6 @@ impl Core {
             self.finish_kind(now, op.started_ns, OpKind::Get, op.tag, result);
         }
     }
-}
-
-/// Replicas that answered or still may.
-pub(super) fn reachable(quorum: &ReadQuorum) -> u8 {
-    quorum.answered_count() + quorum.outstanding().len()
 }
 
 /// What a client sees of a record.

@@ -1,24 +1,31 @@
 //! The replica's side: taking records and answering reads, for any coordinator, this node's own
 //! included.
 //!
-//! A replica refuses before it begins (not serving, not its partition, too much to do, a stamp from
-//! the future), so that a refusal always means *nothing was done*; and it acknowledges only what the
-//! store has made durable.
+//! A replica refuses before it begins (not serving, not its partition, a ring that is too old, too much
+//! to do, a stamp from the future), so that a refusal always means *nothing was done*; and it
+//! acknowledges only what the store has made durable.
+//!
+//! **Whose ring.** Every request carries the version of the rings that it was routed by. One from before
+//! the last stage that may still be in force is refused (trap T5). One from a *later* version than this
+//! node knows is served without asking whether this node is a replica: the sender knows more, and keeping
+//! a record that one turns out not to own is harmless.
 
 use bytes::Bytes;
 use mds_types::limits::KEY_BYTES_MAX;
-use mds_types::{PartitionId, Record};
+use mds_types::mutation::{Mutation, is_on};
+use mds_types::{Epoch, PartitionId, Record, RingUse, TopologyVersion};
 
 use super::{Core, Direction, LinkId};
 use crate::api::Now;
 use crate::store_io::{MergeResult, ReadAnswer, ReadQuery, ReplyTo, Ticket};
-use crate::wire::{GetReply, Message, Pong, PutReply, ScanReply, Status};
+use crate::wire::{GetReply, Message, Pong, Purpose, PutReply, ScanReply, Status};
 
 /// A request to a replica, from a peer or from this node's own coordinator.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum ReplicaRequest {
     Put {
         record: Record,
+        purpose: Purpose,
     },
     Get {
         key: Bytes,
@@ -37,7 +44,8 @@ pub(crate) enum ReplicaRequest {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum ReplicaReply {
     Put(Status),
-    Get(Status, Option<Record>),
+    /// With the watermark of the key's partition.
+    Get(Status, Option<Record>, Epoch),
     Page(Status, Vec<Record>, bool),
     Count(Status, u64),
 }
@@ -56,12 +64,24 @@ impl Core {
     pub(super) fn on_peer_request(&mut self, now: Now, link: LinkId, message: Message) {
         let reply_to = ReplyTo::Link(link);
         match message {
-            Message::Put(put) => match Record::decode(put.record) {
-                Ok(record) => self.serve(now, reply_to, put.id, ReplicaRequest::Put { record }),
-                Err(_) => self.answer(now, reply_to, put.id, ReplicaReply::Put(Status::Malformed)),
-            },
+            Message::Put(put) => {
+                let version = TopologyVersion(put.topology);
+                // A purpose of a newer node is none that a client's write may have.
+                let purpose = Purpose::try_from(put.purpose).unwrap_or(Purpose::Repair);
+                match Record::decode(put.record) {
+                    Ok(record) => {
+                        let request = ReplicaRequest::Put { record, purpose };
+                        self.serve(now, reply_to, put.id, version, request);
+                    }
+                    Err(_) => {
+                        self.answer(now, reply_to, put.id, ReplicaReply::Put(Status::Malformed));
+                    }
+                }
+            }
             Message::Get(get) => {
-                self.serve(now, reply_to, get.id, ReplicaRequest::Get { key: get.key });
+                let version = TopologyVersion(get.topology);
+                let request = ReplicaRequest::Get { key: get.key };
+                self.serve(now, reply_to, get.id, version, request);
             }
             Message::Scan(scan) => {
                 let Some(partition) = u16::try_from(scan.partition).ok().map(PartitionId) else {
@@ -76,7 +96,8 @@ impl Core {
                         limit,
                     },
                 };
-                self.serve(now, reply_to, scan.id, request);
+                let version = TopologyVersion(scan.topology);
+                self.serve(now, reply_to, scan.id, version, request);
             }
             Message::Ping(ping) => self.links.reply(link, &Message::Pong(Pong { id: ping.id })),
             // Replies belong on the link that we dialled; here they answer nothing.
@@ -84,20 +105,27 @@ impl Core {
         }
     }
 
-    /// Does a request, as a replica.
-    pub(super) fn serve(&mut self, now: Now, reply_to: ReplyTo, id: u64, request: ReplicaRequest) {
-        if let Err(status) = self.may_serve(now, &request) {
+    /// Does a request, as a replica. `version` is that of the rings it was routed by.
+    pub(super) fn serve(
+        &mut self,
+        now: Now,
+        reply_to: ReplyTo,
+        id: u64,
+        version: TopologyVersion,
+        request: ReplicaRequest,
+    ) {
+        if let Err(status) = self.may_serve(now, version, &request) {
             self.stats.replica_refusals += 1;
             let reply = match request {
                 ReplicaRequest::Put { .. } => ReplicaReply::Put(status),
-                ReplicaRequest::Get { .. } => ReplicaReply::Get(status, None),
+                ReplicaRequest::Get { .. } => ReplicaReply::Get(status, None, Epoch(0)),
                 ReplicaRequest::Page { .. } => ReplicaReply::Page(status, Vec::new(), false),
                 ReplicaRequest::Count { .. } => ReplicaReply::Count(status, 0),
             };
             return self.answer(now, reply_to, id, reply);
         }
         let bytes = match &request {
-            ReplicaRequest::Put { record } => record.encoded_len(),
+            ReplicaRequest::Put { record, .. } => record.encoded_len(),
             _ => 0,
         };
         let ticket = Ticket {
@@ -106,12 +134,11 @@ impl Core {
             bytes,
         };
         let query = match request {
-            ReplicaRequest::Put { record } => {
+            ReplicaRequest::Put { record, purpose } => {
                 self.stats.replica_puts += 1;
                 self.store_backlog += 1;
                 self.store_backlog_bytes += bytes;
-                self.batch.tickets.push(ticket);
-                self.batch.merges.push(record);
+                self.batch.push(ticket, purpose, record);
                 return;
             }
             ReplicaRequest::Get { key } => {
@@ -136,27 +163,37 @@ impl Core {
     }
 
     /// Whether this node may do a request as a replica; the refusal that says why not.
-    fn may_serve(&mut self, now: Now, request: &ReplicaRequest) -> Result<(), Status> {
+    fn may_serve(
+        &mut self,
+        now: Now,
+        version: TopologyVersion,
+        request: &ReplicaRequest,
+    ) -> Result<(), Status> {
         if !self.is_replica_serving() {
             return Err(Status::NotServing);
         }
+        if version < self.rings.rings().accepted_from && !is_on(Mutation::StaleRingServed) {
+            return Err(Status::StaleTopology);
+        }
         let partition = match request {
-            ReplicaRequest::Put { record } => self.partition_of(&record.key),
+            ReplicaRequest::Put { record, .. } => self.partition_of(&record.key),
             ReplicaRequest::Get { key } if key.is_empty() || key.len() > KEY_BYTES_MAX => {
                 return Err(Status::Malformed);
             }
             ReplicaRequest::Get { key } => self.partition_of(key),
             ReplicaRequest::Page { partition, .. } | ReplicaRequest::Count { partition } => {
-                if partition.0 >= self.ring.partition_count() {
+                if partition.0 >= self.rings.partition_count() {
                     return Err(Status::Malformed);
                 }
                 *partition
             }
         };
-        if !self.ring.replicas(partition).contains(&self.view.me) {
+        // A neighbouring stage may write to, or read from, either ring.
+        let is_known = self.rings.holds_in(RingUse::BOTH, partition, self.view.me);
+        if !is_known && version <= self.rings.version() {
             return Err(Status::NotReplica);
         }
-        if let ReplicaRequest::Put { record } = request {
+        if let ReplicaRequest::Put { record, .. } = request {
             if self.store_backlog >= STORE_BACKLOG_MAX
                 || self.store_backlog_bytes >= STORE_BACKLOG_BYTES_MAX
             {
@@ -182,6 +219,8 @@ impl Core {
             let status = match result {
                 MergeResult::Durable => Status::Ok,
                 MergeResult::Refused => Status::Overloaded,
+                MergeResult::EpochClosed => Status::EpochClosed,
+                MergeResult::Settled => Status::Settled,
                 MergeResult::Failed => Status::StorageFailed,
             };
             self.answer(now, ticket.reply_to, ticket.id, ReplicaReply::Put(status));
@@ -197,12 +236,16 @@ impl Core {
         answer: Option<ReadAnswer>,
     ) {
         let reply = match (query, answer) {
-            (_, Some(ReadAnswer::Record(record))) => ReplicaReply::Get(Status::Ok, record),
+            (_, Some(ReadAnswer::Record(record, settled))) => {
+                ReplicaReply::Get(Status::Ok, record, settled)
+            }
             (_, Some(ReadAnswer::Page { records, more })) => {
                 ReplicaReply::Page(Status::Ok, records, more)
             }
             (_, Some(ReadAnswer::Count(count))) => ReplicaReply::Count(Status::Ok, count),
-            (ReadQuery::Get { .. }, None) => ReplicaReply::Get(Status::StorageFailed, None),
+            (ReadQuery::Get { .. }, None) => {
+                ReplicaReply::Get(Status::StorageFailed, None, Epoch(0))
+            }
             (ReadQuery::Page { .. }, None) => {
                 ReplicaReply::Page(Status::StorageFailed, Vec::new(), false)
             }
@@ -227,13 +270,17 @@ impl Core {
         let record = |bytes: Bytes| Record::decode(bytes).ok();
         let (id, reply) = match message {
             Message::PutReply(reply) => (reply.id, ReplicaReply::Put(status_of(reply.status))),
-            Message::GetReply(reply) => match reply.record {
-                None => (reply.id, ReplicaReply::Get(status_of(reply.status), None)),
-                Some(bytes) => match record(bytes) {
-                    Some(record) => (reply.id, ReplicaReply::Get(Status::Ok, Some(record))),
-                    None => (reply.id, ReplicaReply::Get(Status::StorageFailed, None)),
-                },
-            },
+            Message::GetReply(reply) => {
+                let (status, settled) = (status_of(reply.status), Epoch(reply.settled));
+                let reading = match reply.record {
+                    None => ReplicaReply::Get(status, None, settled),
+                    Some(bytes) => match record(bytes) {
+                        Some(record) => ReplicaReply::Get(Status::Ok, Some(record), settled),
+                        None => ReplicaReply::Get(Status::StorageFailed, None, settled),
+                    },
+                };
+                (reply.id, reading)
+            }
             Message::ScanReply(reply) => {
                 let status = status_of(reply.status);
                 let sent = reply.records.len();
@@ -274,11 +321,11 @@ fn to_wire(id: u64, reply: ReplicaReply) -> Message {
             id,
             status: status as i32,
         }),
-        ReplicaReply::Get(status, record) => Message::GetReply(GetReply {
+        ReplicaReply::Get(status, record, settled) => Message::GetReply(GetReply {
             id,
             status: status as i32,
             record: record.as_ref().map(encode),
-            settled: 0,
+            settled: settled.0,
         }),
         ReplicaReply::Page(status, records, more) => Message::ScanReply(ScanReply {
             id,

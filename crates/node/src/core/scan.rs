@@ -10,10 +10,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, check_quorum};
-use mds_types::{NodeId, PartitionId, Record};
+use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quorum};
+use mds_types::{ClusterConfig, NodeId, PartitionId, Record, TopologyVersion};
 
-use super::read::reachable;
 use super::replica::{PAGE_RECORDS_MAX, ReplicaRequest};
 use super::{Core, OpKind, Pending, Replicas};
 use crate::api::{Now, Outcome, RequestError, RequestOptions, Tag};
@@ -29,7 +28,9 @@ pub(super) struct ScanOp {
     pub(super) replicas: Replicas,
     /// Counts answers only; the records are in `pages`.
     quorum: ReadQuorum,
-    asked: u16,
+    asked: ReplicaSet,
+    /// The version of the rings that it goes by.
+    pub(super) ring: TopologyVersion,
     pages: Vec<(Vec<Record>, bool)>,
     count: u64,
     started_ns: u64,
@@ -51,7 +52,8 @@ impl Core {
         tag: Tag,
         deadline_ns: u64,
     ) -> Result<(), RequestError> {
-        let config = self.coordinating()?;
+        self.coordinating()?;
+        let config = self.rings.config();
         let needed = options.read_quorum.unwrap_or(config.read_quorum);
         check_quorum("r", needed, config.replicas)
             .map_err(|error| RequestError::BadRequest(error.to_string()))?;
@@ -61,7 +63,8 @@ impl Core {
             ));
         }
         let limit = limit.min(PAGE_RECORDS_MAX);
-        self.begin_pages(now, partition, after, limit, needed, tag, deadline_ns)
+        let asked = options.read_quorum;
+        self.begin_pages(now, partition, after, limit, asked, tag, deadline_ns)
     }
 
     pub(super) fn begin_count(
@@ -72,7 +75,7 @@ impl Core {
         deadline_ns: u64,
     ) -> Result<(), RequestError> {
         self.coordinating()?;
-        self.begin_pages(now, partition, None, 0, 1, tag, deadline_ns)
+        self.begin_pages(now, partition, None, 0, Some(1), tag, deadline_ns)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's fields")]
@@ -82,17 +85,23 @@ impl Core {
         partition: PartitionId,
         after: Option<Bytes>,
         limit: u32,
-        needed: u8,
+        read_quorum: Option<u8>,
         tag: Tag,
         deadline_ns: u64,
     ) -> Result<(), RequestError> {
-        if partition.0 >= self.ring.partition_count() {
-            let count = self.ring.partition_count();
+        if partition.0 >= self.rings.partition_count() {
+            let count = self.rings.partition_count();
             let error = format!("partition {partition} does not exist: there are {count}");
             return Err(RequestError::BadRequest(error));
         }
-        let replicas = Replicas::of(&self.ring, partition);
-        let quorum = self.admit_quorum(&replicas, needed)?;
+        let reads = self.rings.stage().reads();
+        let replicas = self.rings.replicas(partition, reads);
+        let r = |config: &ClusterConfig| {
+            let r = read_quorum.unwrap_or(config.read_quorum);
+            r.min(config.replicas)
+        };
+        let quorum = self.rings.read_quorum(&replicas, r, None, None);
+        let quorum = self.admit_quorum(&replicas, replicas.of(reads), quorum)?;
         let op = ScanOp {
             tag,
             partition,
@@ -100,7 +109,8 @@ impl Core {
             limit,
             replicas,
             quorum,
-            asked: 0,
+            asked: ReplicaSet::EMPTY,
+            ring: self.rings.version(),
             pages: Vec::new(),
             count: 0,
             started_ns: now.mono_ns,
@@ -163,17 +173,17 @@ impl Core {
         let Some(Pending::Scan(op)) = self.pending.get_mut(id) else {
             return;
         };
-        let (needed, got, of) = (
-            op.quorum.needed(),
-            op.quorum.answered_count(),
-            op.quorum.of(),
-        );
-        self.end_scan(now, id, Err(RequestError::TimedOut { needed, got, of }));
+        let short = op.quorum.shortfall();
+        let error = RequestError::TimedOut {
+            needed: short.needed,
+            got: short.got,
+            of: short.of,
+        };
+        self.end_scan(now, id, Err(error));
     }
 
     fn settle_scan(&mut self, now: Now, id: u64) {
         loop {
-            let me = self.view.me;
             let Some(Pending::Scan(op)) = self.pending.get_mut(id) else {
                 return;
             };
@@ -185,37 +195,25 @@ impl Core {
                     };
                     return self.end_scan(now, id, Ok(outcome));
                 }
-                Quorum::Impossible { needed, of, .. } => {
-                    let got = reachable(&op.quorum);
+                Quorum::Impossible { needed, got, of } => {
                     let error = RequestError::Unavailable { needed, got, of };
                     return self.end_scan(now, id, Err(error));
                 }
                 Quorum::Pending => {}
             }
-            let candidates = op.quorum.outstanding();
-            let asked = candidates
-                .iter()
-                .filter(|index| op.asked & 1 << index != 0)
-                .count() as u8;
-            if asked + op.quorum.answered_count() >= op.quorum.needed() {
-                return;
-            }
-            let is_unasked = |&index: &usize| op.asked & 1 << index == 0;
-            let own = op
-                .replicas
-                .index_of(me)
-                .filter(|&index| candidates.contains(index));
-            let Some(index) = own
-                .filter(is_unasked)
-                .or_else(|| candidates.iter().find(is_unasked))
-            else {
+            let (among, replicas) = (op.quorum.to_ask(op.asked), op.replicas);
+            let Some(index) = self.preferred(&replicas, among) else {
                 return;
             };
-            op.asked |= 1 << index;
+            let topology = self.rings.version().0;
+            let Some(Pending::Scan(op)) = self.pending.get_mut(id) else {
+                return;
+            };
+            op.asked = op.asked.union(ReplicaSet::from_iter([index]));
             let node = op.replicas.nodes()[index];
             let scan = Scan {
                 id,
-                topology: self.view.topology.version.0,
+                topology,
                 timeout_ms: (op.deadline_ns.saturating_sub(now.mono_ns) / 1_000_000) as u32,
                 partition: u32::from(op.partition.0),
                 after: op.after.clone(),

@@ -48,6 +48,13 @@ impl<T> Slab<T> {
         u64::from(entry.generation) << 32 | u64::from(index)
     }
 
+    pub(crate) fn get(&self, id: u64) -> Option<&T> {
+        let entry = self.entries.get(id as u32 as usize)?;
+        (entry.generation == (id >> 32) as u32)
+            .then_some(entry.value.as_ref())
+            .flatten()
+    }
+
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         let entry = self.entries.get_mut(id as u32 as usize)?;
         (entry.generation == (id >> 32) as u32)

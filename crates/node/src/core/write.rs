@@ -185,7 +185,8 @@ impl Core {
                 limit,
             });
         }
-        let config = self.coordinating()?;
+        self.coordinating()?;
+        let config = self.rings.config();
         let needed = options.write_quorum.unwrap_or(config.write_quorum);
         check_quorum("w", needed, config.replicas)
             .map_err(|error| RequestError::BadRequest(error.to_string()))?;
@@ -195,20 +196,18 @@ impl Core {
         if let Some(seen) = options.seen {
             self.observe_client(now, seen)?;
         }
-        let replicas = Replicas::of(&self.ring, self.partition_of(key));
-        let usable = replicas
-            .nodes()
-            .iter()
-            .filter(|&&node| self.is_usable(node))
-            .count() as u8;
-        if usable < needed {
-            return Err(RequestError::Unavailable {
-                needed,
-                got: usable,
-                of: replicas.len,
-            });
+        let replicas = self.rings.write_replicas(self.partition_of(key));
+        let quorum = self.rings.write_quorum(&replicas, options.write_quorum);
+        let mut reached = quorum.clone();
+        for (index, &node) in replicas.nodes().iter().enumerate() {
+            if !self.is_usable(node) {
+                reached.fail(index);
+            }
         }
-        Ok((replicas, WriteQuorum::new(needed, replicas.len)))
+        if let Quorum::Impossible { needed, got, of } = reached.outcome() {
+            return Err(RequestError::Unavailable { needed, got, of });
+        }
+        Ok((replicas, quorum))
     }
 
     /// The version of a write: the one it had before, if this is a retry, else a new stamp. `None` while
@@ -341,10 +340,10 @@ impl Core {
         if to == self.view.me {
             let record = record.record.clone();
             self.local_requests
-                .push_back((id, ReplicaRequest::Put { record }));
+                .push_back((id, ReplicaRequest::Put { record, purpose }));
             return true;
         }
-        let topology = self.view.topology.version.0;
+        let topology = self.rings.version().0;
         let record = record.bytes();
         let put = Put {
             id,
@@ -409,8 +408,9 @@ impl Core {
                 acked: op.quorum.acked_count(),
             })),
             // While somebody may still acknowledge, the write may be applied there.
-            Quorum::Impossible { needed, of, .. } => {
-                let got = op.quorum.acked_count();
+            Quorum::Impossible { .. } => {
+                let short = op.quorum.shortfall();
+                let (needed, got, of) = (short.needed, short.got, short.of);
                 let is_undone = op.quorum.acked_count() == 0
                     && (!op.may_be_applied || is_on(Mutation::ClaimsUndone));
                 if is_undone && is_over {
@@ -462,7 +462,7 @@ impl Core {
             return;
         }
         for index in op.quorum.unacked().iter() {
-            if let Some(&node) = op.replicas.nodes().get(index) {
+            if let Some(node) = op.replicas.node(index) {
                 self.keep_hint(node, &op.record);
             }
         }

@@ -5,19 +5,33 @@ use std::cmp::Ordering;
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, Record, Version};
 
-use super::{Needs, Outcome, ReplicaSet, RingSide, Shortfall, Tally};
+use super::{Needs, Outcome, REPLICAS_JOINT_MAX, ReplicaSet, RingSide, Shortfall, Tally};
 
 /// What the replicas answered to one read.
 ///
-/// Only the newest record is kept, and who holds it: no allocation, whatever N is. An answer that is
-/// newer than all before, even one that comes while a repair is waited for, becomes the newest, and
-/// its holders are counted afresh; that can happen once per replica at most.
+/// As long as answers agree, only the newest record is kept, and who holds it: no allocation,
+/// whatever N is. An answer that is newer than all before, even one that comes while a repair is waited
+/// for, becomes the newest, and its holders are counted afresh; that can happen once per replica at
+/// most.
+///
+/// **Absence below the watermark is information.** Each answer says how far its replica has *settled*:
+/// of the epochs up to there it lacks nothing, so what it does not show of them was deleted, superseded,
+/// or never part of what was verified. A record that one replica reports is therefore *dismissed* if
+/// another has settled the record's epoch and answers with something older, or with nothing (trap T14:
+/// else a tombstone that one replica has collected would be written back to it for ever, and a value
+/// that came back from the dead would be spread).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReadQuorum {
     tally: Tally,
     newest: Option<Record>,
     /// Answered with the newest record.
     holders: ReplicaSet,
+    /// Older records and who answered with them, the newest first. Empty as long as answers agree.
+    older: Vec<(Record, ReplicaSet)>,
+    /// Answered with a record that another answer dismisses.
+    dismissed: ReplicaSet,
+    /// How far each replica that answered has settled.
+    settled: [Epoch; REPLICAS_JOINT_MAX as usize],
     /// Acknowledged that they hold it since.
     repaired: ReplicaSet,
     /// While the ring changes.
@@ -41,6 +55,9 @@ impl ReadQuorum {
             tally: Tally::new(needed, of),
             newest: None,
             holders: ReplicaSet::EMPTY,
+            older: Vec::new(),
+            dismissed: ReplicaSet::EMPTY,
+            settled: [Epoch(0); REPLICAS_JOINT_MAX as usize],
             repaired: ReplicaSet::EMPTY,
             joint: None,
         }
@@ -62,6 +79,9 @@ impl ReadQuorum {
             tally: Tally::over(reads, of),
             newest: None,
             holders: ReplicaSet::EMPTY,
+            older: Vec::new(),
+            dismissed: ReplicaSet::EMPTY,
+            settled: [Epoch(0); REPLICAS_JOINT_MAX as usize],
             repaired: ReplicaSet::EMPTY,
             joint: Some(Joint {
                 write_back,
@@ -70,30 +90,94 @@ impl ReadQuorum {
         }
     }
 
-    /// The replica's answer: its record of the key (a tombstone is one), or none if it has none.
-    /// Returns where the quorum stands.
-    pub fn answer(&mut self, replica: usize, record: Option<Record>) -> Outcome {
+    /// The replica's answer: its record of the key (a tombstone is one), or none if it has none, and the
+    /// epoch up to which it has settled the key's partition. Returns where the quorum stands.
+    pub fn answer_settled(
+        &mut self,
+        replica: usize,
+        record: Option<Record>,
+        settled: Epoch,
+    ) -> Outcome {
         if !self.tally.is_news(replica) {
             return self.tally.outcome;
         }
+        self.settled[replica] = settled;
         if let Some(record) = record {
-            let order = match &self.newest {
-                None => Ordering::Greater,
-                Some(newest) => record.merge_order(newest),
-            };
-            match order {
-                Ordering::Greater => {
-                    self.newest = Some(record);
-                    self.holders = ReplicaSet::EMPTY;
-                    self.holders.insert(replica);
-                    self.repaired = ReplicaSet::EMPTY;
+            self.take_record(replica, record);
+        }
+        self.tally.answer(replica);
+        while self.is_newest_dismissed() {
+            self.dismiss_newest();
+        }
+        self.tally.outcome
+    }
+
+    fn take_record(&mut self, replica: usize, record: Record) {
+        let order = match &self.newest {
+            None => Ordering::Greater,
+            Some(newest) => record.merge_order(newest),
+        };
+        match order {
+            Ordering::Greater => {
+                let only = ReplicaSet::from_iter([replica]);
+                let holders = std::mem::replace(&mut self.holders, only);
+                if let Some(before) = self.newest.replace(record) {
+                    self.older.insert(0, (before, holders));
                 }
-                Ordering::Equal => self.holders.insert(replica),
+                self.repaired = ReplicaSet::EMPTY;
+            }
+            Ordering::Equal => self.holders.insert(replica),
+            Ordering::Less => self.take_older(replica, record),
+        }
+    }
+
+    fn take_older(&mut self, replica: usize, record: Record) {
+        for place in 0..self.older.len() {
+            let (older, holders) = &mut self.older[place];
+            match record.merge_order(older) {
+                Ordering::Greater => {
+                    let only = ReplicaSet::from_iter([replica]);
+                    return self.older.insert(place, (record, only));
+                }
+                Ordering::Equal => return holders.insert(replica),
                 Ordering::Less => {}
             }
         }
-        self.tally.answer(replica);
-        self.tally.outcome
+        let only = ReplicaSet::from_iter([replica]);
+        self.older.push((record, only));
+    }
+
+    /// Whether a replica that does not hold the newest record, nor a newer one that was dismissed, has
+    /// settled its epoch.
+    fn is_newest_dismissed(&self) -> bool {
+        let Some(newest) = &self.newest else {
+            return false;
+        };
+        let without = self.tally.answered.without(self.holders);
+        let mut without = without.without(self.dismissed).iter();
+        without.any(|replica| self.settled[replica] >= newest.epoch)
+            && !is_on(Mutation::DismissesNothing)
+    }
+
+    fn dismiss_newest(&mut self) {
+        self.dismissed = self.dismissed.union(self.holders);
+        self.repaired = ReplicaSet::EMPTY;
+        match self.older.is_empty() {
+            true => {
+                self.newest = None;
+                self.holders = ReplicaSet::EMPTY;
+            }
+            false => {
+                let (newest, holders) = self.older.remove(0);
+                self.newest = Some(newest);
+                self.holders = holders;
+            }
+        }
+    }
+
+    /// The answer of a replica that has settled nothing.
+    pub fn answer(&mut self, replica: usize, record: Option<Record>) -> Outcome {
+        self.answer_settled(replica, record, Epoch(0))
     }
 
     /// The replica refused, could not be reached, or did not answer in time.
@@ -125,9 +209,9 @@ impl ReadQuorum {
         self.newest.as_ref()
     }
 
-    /// Whether all answers so far say the same.
+    /// Whether all answers so far say the same, dismissed ones left out.
     pub fn is_unanimous(&self) -> bool {
-        self.newest.is_none() || self.holders == self.tally.answered
+        self.newest.is_none() || self.holders == self.tally.answered.without(self.dismissed)
     }
 
     /// The replicas known to hold the newest record durably: answered with it or acknowledged it.
@@ -189,7 +273,10 @@ impl ReadQuorum {
     pub fn stale(&self) -> ReplicaSet {
         match self.newest {
             None => ReplicaSet::EMPTY,
-            Some(_) => self.tally.answered.without(self.durable_on()),
+            Some(_) => {
+                let answered = self.tally.answered.without(self.dismissed);
+                answered.without(self.durable_on())
+            }
         }
     }
 
@@ -238,5 +325,83 @@ impl ReadQuorum {
     /// The replicas that have answered.
     pub fn answered(&self) -> ReplicaSet {
         self.tally.answered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use mds_types::{Body, Hlc, NodeId};
+
+    use super::*;
+
+    fn record(hlc: u64, epoch: u64, body: Body) -> Record {
+        Record {
+            key: Bytes::from_static(b"key"),
+            version: Version {
+                hlc: Hlc(hlc),
+                node: NodeId(1),
+            },
+            epoch: Epoch(epoch),
+            expires_at_ms: None,
+            body,
+        }
+    }
+
+    fn value(hlc: u64, epoch: u64) -> Record {
+        record(hlc, epoch, Body::Value(Bytes::from_static(b"value")))
+    }
+
+    #[test]
+    fn a_tombstone_that_one_replica_has_collected_is_absence() {
+        let tombstone = record(7, 3, Body::Tombstone);
+        for collected_first in [false, true] {
+            let mut quorum = ReadQuorum::new(2, 3);
+            for collected in [collected_first, !collected_first] {
+                match collected {
+                    true => quorum.answer_settled(0, None, Epoch(3)),
+                    false => quorum.answer_settled(1, Some(tombstone.clone()), Epoch(2)),
+                };
+            }
+            assert_eq!(quorum.newest(), None);
+            assert!(quorum.may_answer(2), "nothing has to be written back");
+            assert!(quorum.stale().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_has_not_been_settled_is_not_dismissed() {
+        let mut quorum = ReadQuorum::new(2, 3);
+        quorum.answer_settled(0, None, Epoch(2));
+        quorum.answer_settled(1, Some(value(7, 3)), Epoch(2));
+        assert_eq!(quorum.newest(), Some(&value(7, 3)));
+        assert!(!quorum.may_answer(2));
+    }
+
+    /// A zombie: a replica that settled its epoch shows an older value, so it was never verified.
+    #[test]
+    fn below_a_dismissed_record_the_next_one_counts() {
+        let mut quorum = ReadQuorum::new(3, 3);
+        quorum.answer_settled(0, Some(value(9, 3)), Epoch(1));
+        quorum.answer_settled(1, Some(value(5, 2)), Epoch(4));
+        assert_eq!(quorum.newest(), Some(&value(5, 2)));
+        quorum.answer_settled(2, Some(value(5, 2)), Epoch(4));
+        assert!(quorum.is_unanimous() && quorum.may_answer(2));
+        // In any order.
+        let mut quorum = ReadQuorum::new(3, 3);
+        quorum.answer_settled(1, Some(value(5, 2)), Epoch(4));
+        quorum.answer_settled(2, Some(value(5, 2)), Epoch(4));
+        quorum.answer_settled(0, Some(value(9, 3)), Epoch(1));
+        assert_eq!(quorum.newest(), Some(&value(5, 2)));
+        assert!(quorum.may_answer(2));
+    }
+
+    #[test]
+    fn something_newer_than_the_watermark_is_no_zombie() {
+        let mut quorum = ReadQuorum::new(2, 3);
+        quorum.answer_settled(0, Some(value(9, 5)), Epoch(4));
+        quorum.answer_settled(1, Some(value(5, 2)), Epoch(4));
+        assert_eq!(quorum.newest(), Some(&value(9, 5)));
+        assert_eq!(quorum.stale().iter().collect::<Vec<_>>(), [1]);
     }
 }
