@@ -1,0 +1,285 @@
+//! What anti-entropy asks of a replica's store: roots, hashes, rows and records, as plain values.
+//!
+//! The core asks for itself and on behalf of peers; the answers are found by [`answer`] on the thread
+//! that walks (or, in the simulator, in line). Everything here only reads. Bounds: an answer holds at most
+//! [`ROWS_MAX`] rows or [`BYTES_MAX`] bytes of records and one record.
+
+use bytes::Bytes;
+use mds_protocol::merkle::Tree;
+use mds_protocol::verification;
+use mds_storage::store::{
+    IndexRow, PartitionState, RowRange, StoreError, StoreReader,
+};
+use mds_types::{Epoch, PartitionId, Record};
+
+/// Rows of one answer, at most.
+pub const ROWS_MAX: usize = 4_096;
+
+/// Bytes of records in one answer, at most, but always one record.
+pub const BYTES_MAX: usize = 1024 * 1024;
+
+/// One (partition, epoch) and a root of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RootOf {
+    /// The partition.
+    pub partition: PartitionId,
+    /// A closed epoch.
+    pub epoch: Epoch,
+    /// The root of its tree.
+    pub root: u128,
+}
+
+/// How this replica's set stands to a root that it was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compared {
+    /// The same, closed.
+    Equal,
+    /// Another, closed.
+    Differs,
+    /// The epoch is not closed here; this one is the last that is.
+    NotClosed(Epoch),
+    /// Settled here already, up to this epoch and with this chain.
+    Ahead(Epoch, u128),
+    /// The partition is not here, or not yet; or its rows were lost.
+    NotHere,
+}
+
+/// A question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SyncQuery {
+    /// The roots of these closed epochs.
+    Roots(Vec<(PartitionId, Epoch)>),
+    /// How do these roots of another replica compare?
+    Compare(Vec<RootOf>),
+    /// The tree of one closed epoch.
+    Tree(PartitionId, Epoch),
+    /// Hashes of nodes of that tree.
+    Hashes {
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch.
+        epoch: Epoch,
+        /// Level of the nodes, 0 the root's.
+        level: u32,
+        /// Their places in it.
+        nodes: Vec<u32>,
+    },
+    /// Rows of one bucket, those up to and including `after` left out.
+    Rows {
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch.
+        epoch: Epoch,
+        /// The bucket.
+        bucket: u16,
+        /// Only keys after this one.
+        after: Option<Bytes>,
+    },
+    /// The current records of these keys.
+    Records(Vec<Bytes>),
+    /// The next records of a partition, for a replica that is to hold it.
+    Stream {
+        /// The partition.
+        partition: PartitionId,
+        /// Only keys after this one.
+        after: Option<Bytes>,
+    },
+}
+
+/// The answer to a [`SyncQuery`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SyncAnswer {
+    /// To `Roots`: those that there are.
+    Roots(Vec<RootOf>),
+    /// To `Compare`: one for each.
+    Compared(Vec<Compared>),
+    /// To `Tree`. None if there is no such set.
+    Tree(Option<Tree>),
+    /// To `Hashes`. None if there is no such set, or no such nodes.
+    Hashes(Option<Vec<u128>>),
+    /// To `Rows`.
+    Rows {
+        /// In key order.
+        rows: Vec<IndexRow>,
+        /// Whether keys may follow.
+        more: bool,
+    },
+    /// To `Records`.
+    Records {
+        /// In the order of the keys; what is absent is left out.
+        records: Vec<Record>,
+        /// Keys that were looked at: the first so many.
+        taken: usize,
+    },
+    /// To `Stream`. None if the partition is not held here.
+    Stream(Option<StreamPage>),
+}
+
+/// A page of a partition, and how far its source has settled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StreamPage {
+    /// In key order, tombstones included.
+    pub records: Vec<Record>,
+    /// Whether keys may follow.
+    pub more: bool,
+    /// The source's watermark.
+    pub settled: Epoch,
+    /// Its chain up to there.
+    pub chain: u128,
+}
+
+/// Answers a question. Blocking: may read run files and the engine.
+///
+/// # Errors
+/// The store's: a failed read is an error, never "absent".
+pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, StoreError> {
+    Ok(match query {
+        SyncQuery::Roots(asked) => {
+            let mut roots = Vec::with_capacity(asked.len());
+            for &(partition, epoch) in asked {
+                if let Some(tree) = closed_tree(reader, partition, epoch)? {
+                    let root = tree.root();
+                    roots.push(RootOf {
+                        partition,
+                        epoch,
+                        root,
+                    });
+                }
+            }
+            SyncAnswer::Roots(roots)
+        }
+        SyncQuery::Compare(theirs) => {
+            let compared = theirs.iter().map(|theirs| compare(reader, theirs));
+            SyncAnswer::Compared(compared.collect::<Result<_, _>>()?)
+        }
+        SyncQuery::Tree(partition, epoch) => {
+            SyncAnswer::Tree(closed_tree(reader, *partition, *epoch)?)
+        }
+        SyncQuery::Hashes {
+            partition,
+            epoch,
+            level,
+            nodes,
+        } => {
+            let tree = closed_tree(reader, *partition, *epoch)?;
+            SyncAnswer::Hashes(tree.and_then(|tree| tree.hashes(*level, nodes)))
+        }
+        SyncQuery::Rows {
+            partition,
+            epoch,
+            bucket,
+            after,
+        } => {
+            let range = RowRange::Bucket(*partition, *bucket);
+            let mut rows = reader.index_rows(*epoch, range)?;
+            if let Some(after) = after {
+                let skipped = rows.partition_point(|row| row.key <= *after);
+                rows.drain(..skipped);
+            }
+            let more = rows.len() > ROWS_MAX;
+            rows.truncate(ROWS_MAX);
+            SyncAnswer::Rows { rows, more }
+        }
+        SyncQuery::Records(keys) => records(reader, keys)?,
+        SyncQuery::Stream { partition, after } => {
+            SyncAnswer::Stream(stream_page(reader, *partition, after.as_deref())?)
+        }
+    })
+}
+
+/// The tree of an epoch that nothing new comes into any more.
+fn closed_tree(
+    reader: &StoreReader,
+    partition: PartitionId,
+    epoch: Epoch,
+) -> Result<Option<Tree>, StoreError> {
+    if epoch > reader.ledger().closed {
+        return Ok(None);
+    }
+    let leaves = reader.leaves(epoch, partition)?;
+    Ok(leaves.map(|leaves| Tree::new(&leaves.hashes, &leaves.rows)))
+}
+
+fn compare(reader: &StoreReader, theirs: &RootOf) -> Result<Compared, StoreError> {
+    let ledger = reader.ledger();
+    let mine = ledger.partition(theirs.partition);
+    // What is being streamed is compared in the epochs that the stream does not bring: of the others there
+    // is no tree.
+    let is_here = matches!(
+        mine.state,
+        PartitionState::Held | PartitionState::Streaming { .. }
+    );
+    if !is_here {
+        return Ok(Compared::NotHere);
+    }
+    if theirs.epoch <= mine.settled {
+        return Ok(Compared::Ahead(mine.settled, mine.chain));
+    }
+    if theirs.epoch > ledger.closed {
+        return Ok(Compared::NotClosed(ledger.closed));
+    }
+    Ok(match closed_tree(reader, theirs.partition, theirs.epoch)? {
+        Some(tree) if tree.root() == theirs.root => Compared::Equal,
+        Some(_) => Compared::Differs,
+        None => Compared::NotHere,
+    })
+}
+
+fn records(reader: &StoreReader, keys: &[Bytes]) -> Result<SyncAnswer, StoreError> {
+    let mut records = Vec::new();
+    let (mut bytes, mut taken) = (0, 0);
+    for key in keys {
+        if bytes >= BYTES_MAX {
+            break;
+        }
+        taken += 1;
+        if let Some(record) = reader.get(key)? {
+            bytes += record.encoded_len();
+            records.push(record);
+        }
+    }
+    Ok(SyncAnswer::Records { records, taken })
+}
+
+fn stream_page(
+    reader: &StoreReader,
+    partition: PartitionId,
+    after: Option<&[u8]>,
+) -> Result<Option<StreamPage>, StoreError> {
+    // Before the records: what they lack has not been settled then.
+    let ledger = reader.ledger();
+    let source = ledger.partition(partition);
+    if source.state != PartitionState::Held {
+        return Ok(None);
+    }
+    let (records, more) = reader.scan_page(partition, after, ROWS_MAX, BYTES_MAX)?;
+    Ok(Some(StreamPage {
+        records,
+        more,
+        settled: source.settled,
+        chain: source.chain,
+    }))
+}
+
+/// This replica's own chain if it settled up to `epoch`: from its roots. None if it has not closed or does
+/// not have all of them.
+///
+/// # Errors
+/// The store's.
+pub fn chain_up_to(
+    reader: &StoreReader,
+    partition: PartitionId,
+    epoch: Epoch,
+) -> Result<Option<u128>, StoreError> {
+    let ledger = reader.ledger();
+    let mine = ledger.partition(partition);
+    let mut chain = mine.chain;
+    for epoch in (mine.settled.0 + 1..=epoch.0).map(Epoch) {
+        let Some(tree) = closed_tree(reader, partition, epoch)? else {
+            return Ok(None);
+        };
+        chain = verification::chain(chain, epoch, tree.root());
+    }
+    Ok(Some(chain))
+}
+
