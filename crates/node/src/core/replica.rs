@@ -6,6 +6,7 @@
 //! store has made durable.
 
 use bytes::Bytes;
+use mds_storage::store::Purpose;
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::{PartitionId, Record};
 
@@ -112,7 +113,8 @@ impl Core {
                 self.store_backlog += 1;
                 self.store_backlog_bytes += bytes;
                 self.batch.tickets.push(ticket);
-                self.batch.merges.push(record);
+                // What it is for is not told here yet: all are taken as clients' writes.
+                self.batch.merges.push((Purpose::Write, record));
                 return;
             }
             ReplicaRequest::Get { key } => {
@@ -182,7 +184,9 @@ impl Core {
         for (ticket, result) in merges {
             let status = match result {
                 MergeResult::Durable => Status::Ok,
-                MergeResult::Refused => Status::Overloaded,
+                MergeResult::Refused | MergeResult::EpochClosed | MergeResult::Settled => {
+                    Status::Overloaded
+                }
                 MergeResult::Failed => Status::StorageFailed,
             };
             self.answer(now, ticket.reply_to, ticket.id, ReplicaReply::Put(status));
