@@ -114,7 +114,7 @@ impl StoreLane {
                     .scan(partition, after.as_deref(), CHUNK_RECORDS)
                     .map_err(|error| error.to_string())?;
                 let is_last = page.len() < CHUNK_RECORDS;
-                after = page.last().map(|(_, record)| record.key.clone());
+                after = page.last().map(|record| record.key.clone());
                 all.extend(page);
                 if is_last {
                     break;
