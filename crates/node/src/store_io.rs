@@ -18,7 +18,7 @@ use bytes::Bytes;
 use mds_storage::Disk;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
-use mds_storage::store::{Merged, Store, StoreError, StoreReader};
+use mds_storage::store::{Merged, Purpose, Store, StoreError, StoreReader};
 use mds_types::{Epoch, Hlc, NodeId, PartitionId, Record};
 
 use crate::core::LinkId;
@@ -57,8 +57,8 @@ pub enum ReplyTo {
 pub struct StoreBatch {
     /// Who waits for the merge at the same index of `merges`.
     pub tickets: Vec<Ticket>,
-    /// Records to merge.
-    pub merges: Vec<Record>,
+    /// Records to merge, and why they come.
+    pub merges: Vec<(Purpose, Record)>,
     /// A clock mark to make durable.
     pub mark: Option<Hlc>,
     /// Writes to keep for replicas that missed them.
@@ -105,8 +105,13 @@ impl StoreBatch {
 pub enum MergeResult {
     /// The record, or something newer, is durable.
     Durable,
-    /// Refused for now, leaving no trace: the disk is full or the flusher is behind.
+    /// Refused for now, leaving no trace: the disk is full, the flusher is behind, or the partition is not
+    /// here.
     Refused,
+    /// Refused, leaving no trace: the record's epoch is closed here.
+    EpochClosed,
+    /// Refused, leaving no trace: the partition's watermark has passed the record's epoch.
+    Settled,
     /// The store failed and has stopped. Whether the record is there is not known.
     Failed,
 }
@@ -259,23 +264,28 @@ impl StoreIo {
         self.store.close()
     }
 
-    fn merge(&mut self, tickets: Vec<Ticket>, records: &[Record], done: &mut StoreDone) {
-        if records.is_empty() {
+    fn merge(&mut self, tickets: Vec<Ticket>, merges: &[(Purpose, Record)], done: &mut StoreDone) {
+        if merges.is_empty() {
             return;
         }
-        let mut result = self.store.merge(records);
+        let mut result = self.store.merge_for(merges);
         while let (Err(StoreError::Behind { .. }), Some(wait)) =
             (&result, &mut self.wait_for_flusher)
         {
             if !wait() {
                 break;
             }
-            result = self.store.merge(records);
+            result = self.store.merge_for(merges);
         }
         match result {
             Ok(merged) => {
                 debug_assert_eq!(merged.len(), tickets.len());
-                let answer = |_: &Merged| MergeResult::Durable;
+                let answer = |merged: &Merged| match merged {
+                    Merged::Applied | Merged::Superseded | Merged::Same => MergeResult::Durable,
+                    Merged::EpochClosed => MergeResult::EpochClosed,
+                    Merged::Settled => MergeResult::Settled,
+                    Merged::NotHere => MergeResult::Refused,
+                };
                 done.merges
                     .extend(tickets.into_iter().zip(merged.iter().map(answer)));
             }
@@ -292,9 +302,9 @@ impl StoreIo {
             }
             // One old version cannot be read, say: nothing of the group was written. The others in it
             // must not suffer for that one.
-            Err(_) if records.len() > 1 => {
-                for (ticket, record) in tickets.into_iter().zip(records) {
-                    self.merge(vec![ticket], std::slice::from_ref(record), done);
+            Err(_) if merges.len() > 1 => {
+                for (ticket, merge) in tickets.into_iter().zip(merges) {
+                    self.merge(vec![ticket], std::slice::from_ref(merge), done);
                 }
             }
             Err(error) => {

@@ -235,6 +235,8 @@ impl NodeEvent {
                         MergeResult::Durable => 0,
                         MergeResult::Refused => 1,
                         MergeResult::Failed => 2,
+                        MergeResult::EpochClosed => 3,
+                        MergeResult::Settled => 4,
                     });
                 }
                 bytes.extend_from_slice(&done.hints_stored.to_le_bytes());

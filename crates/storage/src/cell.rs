@@ -28,7 +28,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::disk::Disk;
 
-/// Bytes of a cell's payload, at most; more is refused. Cells are rewritten whole.
+/// Bytes of a cell's payload, at most, unless it was made for more ([`DurableCell::with_bytes_max`]); more
+/// is refused. Cells are rewritten whole.
 pub const CELL_BYTES_MAX: usize = 64 * 1024;
 
 /// What is appended to a cell's name for the file that is to replace it.
@@ -69,8 +70,8 @@ pub enum CellError {
         /// Its format.
         format: u8,
     },
-    /// The payload is longer than [`CELL_BYTES_MAX`]; nothing was written.
-    #[error("{path}: {bytes} bytes are too many for a cell, {CELL_BYTES_MAX} are allowed")]
+    /// The payload is longer than the cell may be; nothing was written.
+    #[error("{path}: {bytes} bytes are too many for this cell")]
     TooLong {
         /// The cell's file.
         path: String,
@@ -83,13 +84,22 @@ pub enum CellError {
 #[derive(Clone, Debug)]
 pub struct DurableCell {
     path: String,
+    bytes_max: usize,
 }
 
 impl DurableCell {
     /// The cell in the file `path`, relative to the disk's root; its directory must exist before the
     /// first write.
     pub fn new(path: impl Into<String>) -> DurableCell {
-        DurableCell { path: path.into() }
+        DurableCell::with_bytes_max(path, CELL_BYTES_MAX)
+    }
+
+    /// The same, with a bound of its own on the payload, in bytes.
+    pub fn with_bytes_max(path: impl Into<String>, bytes_max: usize) -> DurableCell {
+        DurableCell {
+            path: path.into(),
+            bytes_max,
+        }
     }
 
     /// The payload, or `None` if the cell was never written. What is returned is durable.
@@ -113,7 +123,7 @@ impl DurableCell {
     /// # Errors
     /// If the payload is too long, or the disk fails: either value may be there then, whole.
     pub fn write(&self, disk: &dyn Disk, payload: &[u8]) -> Result<(), CellError> {
-        if payload.len() > CELL_BYTES_MAX {
+        if payload.len() > self.bytes_max {
             return Err(CellError::TooLong {
                 path: self.path.clone(),
                 bytes: payload.len(),

@@ -13,8 +13,11 @@ pub mod keys;
 pub mod runs;
 pub mod store;
 
+mod epoch_index;
 mod error;
+mod ledger;
 mod log;
+mod row;
 mod table;
 
 pub use disk::{Disk, DiskFile, FaultyDisk, RealDisk};

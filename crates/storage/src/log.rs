@@ -23,8 +23,14 @@ const SUFFIX: &str = ".log";
 pub(crate) const TEMPORARY_SUFFIX: &str = ".tmp";
 
 /// The kind of a frame that holds a record that won its merge; it is also the record's epoch row.
-/// Kind 2 is kept for the epoch row alone, of a record that lost its merge.
 pub(crate) const RECORD_FRAME: u8 = 1;
+
+/// The kind of a frame that holds an epoch row alone: a version that lost its merge.
+pub(crate) const ROW_FRAME: u8 = 2;
+
+/// The kind of a frame that says that a dead record was collected: nothing is left of its key. It holds
+/// the record without its value.
+pub(crate) const REMOVAL_FRAME: u8 = 3;
 
 /// Where a segment lies.
 pub(crate) fn segment_path(id: u64) -> String {

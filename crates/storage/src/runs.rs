@@ -1,10 +1,10 @@
 //! Epoch run files: `runs/EPOCH-SEGMENT.run`, the index rows that one flushed segment leaves for
 //! one epoch.
 //!
-//! A row says that a version of a key was written in an epoch; rows are sorted by (partition,
-//! bucket, key), one for each key: the greatest version. An epoch's run files, with the rows that
-//! are still in tables, *are* the epoch index that the Merkle trees are built from, and are dropped
-//! whole when the epoch is verified.
+//! A row says that a version of a key was written in an epoch (see [`crate::row`]); rows are sorted by
+//! (partition, bucket, key), one for each key: the greatest version. An epoch's run files, with the rows
+//! that are still in tables, *are* the epoch index that the Merkle trees are built from, and are dropped
+//! whole when the epoch is settled, and its dead records collected, in every partition.
 //!
 //! The last run file of a segment is marked as its **commit point**: once it is durable, everything
 //! of the segment is in the engine and in run files, and the segment may go.
@@ -27,106 +27,22 @@ mod format;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use mds_types::{Digest, Epoch, Kind, PartitionId, Record, Version};
+use mds_types::Epoch;
 use parking_lot::Mutex;
 
 use self::format::{Meta, RunReader};
 use crate::disk::Disk;
 use crate::error::StoreError;
-use crate::keys::bucket_of;
+use crate::ledger::Ledger;
 use crate::log::write_whole;
+use crate::row::{Place, Rank, sort_rows};
+
+pub use crate::row::{IndexRow, RowRange};
 
 /// The directory of the run files.
 pub(crate) const RUNS_DIR: &str = "runs";
 
 const SUFFIX: &str = ".run";
-
-/// Epochs this far behind the current one take no client writes any more, so that their index may
-/// be dropped when there is too much of it.
-const CLOSED_BEHIND: u64 = 2;
-
-/// One row of the epoch index: this version of this key was written.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct IndexRow {
-    /// The key's partition.
-    pub partition: PartitionId,
-    /// Its bucket, a leaf of the partition's Merkle tree.
-    pub bucket: u16,
-    /// The key.
-    pub key: Bytes,
-    /// The greatest version of the key in the epoch.
-    pub version: Version,
-    /// The digest of that record.
-    pub digest: Digest,
-    /// Whether it is a value or a tombstone.
-    pub kind: Kind,
-}
-
-impl IndexRow {
-    pub(crate) fn of(partition: PartitionId, bucket_count: u16, record: &Record) -> IndexRow {
-        IndexRow {
-            partition,
-            bucket: bucket_of(&record.key, bucket_count),
-            key: record.key.clone(),
-            version: record.version,
-            digest: record.digest(),
-            kind: record.kind(),
-        }
-    }
-
-    fn place(&self) -> Place {
-        (self.partition, self.bucket)
-    }
-}
-
-/// Sorts rows by (partition, bucket, key) and keeps the greatest of each key, by the merge law.
-pub(crate) fn sort_rows(rows: &mut Vec<IndexRow>) {
-    rows.sort_unstable_by(|a, b| {
-        (a.place(), &a.key).cmp(&(b.place(), &b.key)).then_with(|| {
-            let (ours, theirs) = ((a.version, a.kind, a.digest), (b.version, b.kind, b.digest));
-            theirs.cmp(&ours)
-        })
-    });
-    rows.dedup_by(|later, kept| later.key == kept.key);
-}
-
-/// Where rows belong: partition and bucket.
-type Place = (PartitionId, u16);
-
-/// Which rows to read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum RowRange {
-    /// All.
-    All,
-    /// Those of one partition.
-    Partition(PartitionId),
-    /// Those of one bucket of a partition.
-    Bucket(PartitionId, u16),
-}
-
-impl RowRange {
-    /// First and last place.
-    fn bounds(self) -> (Place, Place) {
-        match self {
-            RowRange::All => ((PartitionId(0), 0), (PartitionId(u16::MAX), u16::MAX)),
-            RowRange::Partition(partition) => ((partition, 0), (partition, u16::MAX)),
-            RowRange::Bucket(partition, bucket) => ((partition, bucket), (partition, bucket)),
-        }
-    }
-
-    pub(crate) fn partition(self) -> Option<PartitionId> {
-        match self {
-            RowRange::All => None,
-            RowRange::Partition(partition) | RowRange::Bucket(partition, _) => Some(partition),
-        }
-    }
-
-    pub(crate) fn contains(self, row: &IndexRow) -> bool {
-        let (first, last) = self.bounds();
-        (first..=last).contains(&row.place())
-    }
-}
 
 /// One run file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,8 +57,8 @@ pub struct RunInfo {
     pub(crate) commits: bool,
 }
 
-/// Bounds on run files, beyond which the oldest closed epochs lose their index: their verification
-/// then has to compare records instead of rows.
+/// Bounds on run files, beyond which the oldest closed epochs lose their index: partitions that have not
+/// settled them then have to compare records instead of rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunLimits {
     pub(crate) bytes_max: u64,
@@ -270,7 +186,13 @@ impl Runs {
     }
 
     /// Reads rows of an epoch from all its run files, sorted, the greatest version of each key.
-    pub(crate) fn rows(&self, epoch: Epoch, range: RowRange) -> Result<Vec<IndexRow>, StoreError> {
+    /// Those that a wipe has voided are left out.
+    pub(crate) fn rows(
+        &self,
+        ledger: &Ledger,
+        epoch: Epoch,
+        range: RowRange,
+    ) -> Result<Vec<IndexRow>, StoreError> {
         let segments: Vec<u64> = {
             let list = self.list.lock();
             list.range((epoch, 0)..=(epoch, u64::MAX))
@@ -279,9 +201,15 @@ impl Runs {
         };
         let mut rows = Vec::new();
         for segment in segments {
+            if let Some(partition) = range.partition()
+                && ledger.is_void(partition, segment)
+            {
+                continue;
+            }
+            let valid = |row: &IndexRow| !ledger.is_void(row.partition, segment);
             let read = self
                 .reader(epoch, segment)
-                .and_then(|reader| reader.read(range, &mut rows));
+                .and_then(|reader| reader.read(range, valid, &mut rows));
             // Dropped meanwhile: then it is not part of the index any more.
             if self.list.lock().contains_key(&(epoch, segment)) {
                 read?;
@@ -289,6 +217,21 @@ impl Runs {
         }
         sort_rows(&mut rows);
         Ok(rows)
+    }
+
+    /// The row of a key in an epoch, as [`Runs::rows`] would give it.
+    pub(crate) fn row(
+        &self,
+        ledger: &Ledger,
+        epoch: Epoch,
+        (partition, bucket): Place,
+        key: &[u8],
+    ) -> Result<Option<Rank>, StoreError> {
+        let rows = self.rows(ledger, epoch, RowRange::Bucket(partition, bucket))?;
+        Ok(rows
+            .iter()
+            .find(|row| row.key == key)
+            .map(IndexRow::rank))
     }
 
     /// Removes the run files that `pick` chooses, durably. Their segments must be gone, durably.
@@ -308,28 +251,13 @@ impl Runs {
         Ok(picked.len())
     }
 
-    /// Drops whole closed epochs, oldest first, while there is more than the limits allow. Returns
-    /// how many were dropped.
-    pub(crate) fn enforce(&self, limits: RunLimits, current: Epoch) -> Result<usize, StoreError> {
-        let mut dropped = 0;
-        loop {
-            let list = self.list();
-            let bytes: u64 = list.iter().map(|info| info.bytes).sum();
-            let Some(oldest) = list.first().map(|info| info.epoch) else {
-                return Ok(dropped);
-            };
-            let within = bytes <= limits.bytes_max && list.len() <= limits.files_max;
-            if within || oldest.0.saturating_add(CLOSED_BEHIND) > current.0 {
-                return Ok(dropped);
-            }
-            tracing::warn!(
-                epoch = oldest.0,
-                bytes,
-                "too much epoch index; the oldest is dropped"
-            );
-            self.remove(|info| info.epoch == oldest)?;
-            dropped += 1;
-        }
+    /// The oldest epoch that has to go because there is more than the limits allow, if it is closed.
+    pub(crate) fn excess(&self, limits: RunLimits, closed: Epoch) -> Option<Epoch> {
+        let list = self.list();
+        let bytes: u64 = list.iter().map(|info| info.bytes).sum();
+        let is_within = bytes <= limits.bytes_max && list.len() <= limits.files_max;
+        let oldest = list.first().map(|info| info.epoch)?;
+        (!is_within && oldest <= closed).then_some(oldest)
     }
 
     fn sync_dir(&self) -> Result<(), StoreError> {

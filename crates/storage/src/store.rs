@@ -18,39 +18,55 @@
 //! 4. Flush order (see [`flush`](Flusher)): segments reach the engine strictly in order, each
 //!    committed and deleted before the next is handed over, because the engine keeps what arrives
 //!    last and not what is newest.
-//! 5. After a failed write or sync nobody knows what is on disk: the store is *poisoned*, it
+//! 5. What an epoch's rows say is kept exactly, in the log and in memory: a version that comes after a
+//!    greater one still leaves its row, by a frame of its own (trap T13).
+//! 6. What the ledger has promised is kept at the door: nothing a watermark has passed is merged, nothing a
+//!    client writes comes into a closed epoch (see [`Merged`] and the `judge` module).
+//! 7. After a failed write or sync nobody knows what is on disk: the store is *poisoned*, it
 //!    answers nothing more. A full disk is refused gracefully ([`StoreError::Full`]) as long as the
 //!    part that was appended can be cut off again.
 //!
-//! What it does not do: decide whether a record may still come in (epoch fence, watermark), or
-//! collect tombstones. Those ask first, and come through the door.
+//! What it does not do: decide when an epoch is closed, settled or collected, or when a partition is
+//! wiped. It carries that out, and remembers it.
 
+mod collect;
 mod flush;
+mod judge;
 mod reader;
 mod recover;
 mod scan;
+mod scrub;
 mod shared;
+mod watermarks;
+mod wipe;
 
-use std::cmp::Ordering;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mds_types::limits::{KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_MAX};
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 
+use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
 use crate::disk::Disk;
 use crate::engine::Engine;
+use crate::epoch_index::EpochIndex;
 use crate::frame::{FRAME_HEADER_BYTES, FrameEncoder};
-use crate::log::{AppendError, RECORD_FRAME, SegmentWriter};
-use crate::table::{Entry, KeyHashing, Table};
+use crate::log::{AppendError, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentWriter};
+use crate::row;
+use crate::table::{Entry, Table};
 
+pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
 pub use self::reader::{Lookup, StoreReader};
+pub use self::scrub::{Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledLeaves};
 pub use self::shared::StoreStats;
+pub use self::watermarks::{Settlement, SettleOutcome};
+pub use self::wipe::WipeProgress;
+pub use crate::epoch_index::Leaves;
 pub use crate::error::StoreError;
+pub use crate::ledger::{Ledger, PartitionLedger, PartitionState};
 
 /// Default bound on a log segment, bytes: beyond it the next batch starts a new one. Memory is
 /// about (frozen tables + 2) times this; the replay of a full one takes about a tenth of a second.
@@ -68,6 +84,9 @@ pub const RUN_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// Default bound on the number of run files; beyond it the oldest closed epochs lose theirs.
 pub const RUN_FILES_MAX: usize = 4096;
+
+/// Default bound on the bucket hashes in memory, bytes.
+pub const INDEX_BYTES_MAX: usize = crate::epoch_index::INDEX_BYTES_MAX;
 
 /// Default number of Merkle leaves in a partition.
 pub const BUCKET_COUNT: u16 = 64;
@@ -104,11 +123,16 @@ pub struct StoreOptions {
     pub run_bytes_max: u64,
     /// See [`RUN_FILES_MAX`].
     pub run_files_max: usize,
+    /// Bound on the bucket hashes in memory, bytes; beyond it they are rebuilt from rows when asked for.
+    pub index_bytes_max: usize,
     /// Values longer than this are refused; at most [`VALUE_BYTES_MAX`].
     pub value_bytes_max: usize,
     /// A number that clients do not know, such as a part of the directory's incarnation: it salts
     /// checksums and hash tables, so that nobody can choose keys or values that upset them.
     pub secret: u64,
+    /// Seeds the hashes of index rows. All replicas of a cluster need the same, and it should differ
+    /// between clusters.
+    pub row_seed: u64,
 }
 
 impl Default for StoreOptions {
@@ -121,8 +145,10 @@ impl Default for StoreOptions {
             frozen_tables_max: FROZEN_TABLES_MAX,
             run_bytes_max: RUN_BYTES_MAX,
             run_files_max: RUN_FILES_MAX,
+            index_bytes_max: INDEX_BYTES_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
             secret: 0,
+            row_seed: 0,
         }
     }
 }
@@ -140,6 +166,19 @@ impl StoreOptions {
     }
 }
 
+/// Why a record comes: it decides until when it may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// A client's write, now.
+    Write,
+    /// A write that this replica missed, kept for it by a coordinator.
+    Hint,
+    /// A coordinator saw that this replica is behind.
+    Repair,
+    /// From another replica's set: verification, or a stream.
+    Sync,
+}
+
 /// What became of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Merged {
@@ -149,6 +188,20 @@ pub enum Merged {
     Superseded,
     /// That very version is there.
     Same,
+    /// Refused: a client's write or a hint of an epoch that is closed here. Nothing was done.
+    EpochClosed,
+    /// Refused: the partition's watermark has passed the record's epoch, and neither the record nor
+    /// anything newer is there. It was deleted or overwritten long ago, everywhere.
+    Settled,
+    /// Refused: the partition is not here, or is just being wiped. Nothing was done.
+    NotHere,
+}
+
+impl Merged {
+    /// Whether the record, or something newer, is there.
+    pub fn is_there(self) -> bool {
+        matches!(self, Merged::Applied | Merged::Superseded | Merged::Same)
+    }
 }
 
 /// The single writer of a store.
@@ -159,6 +212,8 @@ pub struct Store {
     cut_pending: bool,
     /// When [`Store::tick`] last found the log synced or synced it, nanoseconds.
     synced_at_ns: Option<u64>,
+    /// How far collection has come in the epoch at hand, by partition.
+    collecting: collect::Cursors,
 }
 
 impl Store {
@@ -176,27 +231,48 @@ impl Store {
     }
 
     /// Merges records, in order: the one door. When it returns `Ok`, the winners are visible, and
-    /// durable by the policy.
+    /// durable by the policy; so are the index rows of what was superseded.
     ///
     /// # Errors
     /// After an error nothing of the batch is visible. [`StoreError::Full`] and
     /// [`StoreError::Behind`]: try again later. [`StoreError::Limit`]: a record is too large. A
-    /// failed or damaged read of the engine refuses the batch only. Else the store is poisoned, and
-    /// part of the batch may be found after a restart.
+    /// failed or damaged read of the engine or a run file refuses the batch only. Else the store is
+    /// poisoned, and part of the batch may be found after a restart.
+    pub fn merge_for(&mut self, merges: &[(Purpose, Record)]) -> Result<Vec<Merged>, StoreError> {
+        self.merge_each(merges.iter().map(|(purpose, record)| (*purpose, record)))
+    }
+
+    /// [`Store::merge_for`] of records that come from another replica's set.
+    ///
+    /// # Errors
+    /// As there.
     pub fn merge(&mut self, records: &[Record]) -> Result<Vec<Merged>, StoreError> {
+        self.merge_each(records.iter().map(|record| (Purpose::Sync, record)))
+    }
+
+    fn merge_each<'a>(
+        &mut self,
+        merges: impl ExactSizeIterator<Item = (Purpose, &'a Record)> + Clone,
+    ) -> Result<Vec<Merged>, StoreError> {
         self.shared.check_sound()?;
-        self.check_limits(records)?;
-        let (outcomes, winners) = self.judge(records)?;
-        if !winners.is_empty() {
-            self.commit(&winners)?;
+        self.check_limits(merges.clone())?;
+        let (outcomes, accepted) = judge::judge(&self.shared, merges)?;
+        if !accepted.is_empty() {
+            self.commit(&accepted)?;
+            let rows_alone = accepted.iter().filter(|one| one.what == What::RowAlone);
+            self.shared
+                .add(Counter::RowsAlone, rows_alone.count() as u64);
         }
         self.shared.count_merges(&outcomes);
         Ok(outcomes)
     }
 
     /// Refuses what is too large before the first byte is written.
-    fn check_limits(&self, records: &[Record]) -> Result<(), StoreError> {
-        for (index, record) in records.iter().enumerate() {
+    fn check_limits<'a>(
+        &self,
+        merges: impl Iterator<Item = (Purpose, &'a Record)>,
+    ) -> Result<(), StoreError> {
+        for (index, (_, record)) in merges.enumerate() {
             let what = if record.key.is_empty() {
                 "the key is empty"
             } else if record.key.len() > KEY_BYTES_MAX {
@@ -211,66 +287,29 @@ impl Store {
         Ok(())
     }
 
-    /// Compares each record with what is there: earlier in the batch, in the tables, in the engine.
-    fn judge<'a>(
-        &self,
-        records: &'a [Record],
-    ) -> Result<(Vec<Merged>, Vec<&'a Record>), StoreError> {
-        // Nothing enters the tables but through this thread, and the flusher moves records down
-        // only: what is not in the tables now is in the engine, or nowhere.
-        let known: Vec<Option<Entry>> = {
-            let tables = self.shared.tables.read();
-            let known = records
-                .iter()
-                .map(|record| tables.get(&record.key).cloned());
-            known.collect()
+    /// Writes what was accepted to the log and makes it visible.
+    fn commit(&mut self, accepted: &[Accepted<'_>]) -> Result<(), StoreError> {
+        let frame_bytes = |accepted: &Accepted<'_>| {
+            FRAME_HEADER_BYTES
+                + match accepted.what {
+                    What::Record | What::Removal => accepted.record.encoded_len(),
+                    What::RowAlone => row::alone_len(&accepted.record.key),
+                }
         };
-        let mut batch: HashMap<&[u8], &Record, KeyHashing> =
-            HashMap::with_hasher(self.shared.hashing());
-        let mut outcomes = Vec::with_capacity(records.len());
-        let mut winners = Vec::with_capacity(records.len());
-        for (record, known) in records.iter().zip(known) {
-            let order = match (batch.get(&record.key[..]), known) {
-                (Some(earlier), _) => record.merge_order(earlier),
-                (None, Some(entry)) if record.version != entry.version => {
-                    record.version.cmp(&entry.version)
-                }
-                (None, Some(entry)) => record.merge_order(&self.shared.decode(&entry)?),
-                (None, None) => match self.shared.get_from_engine(&record.key)? {
-                    Some(current) => record.merge_order(&current),
-                    None => Ordering::Greater,
-                },
-            };
-            let order = if is_on(Mutation::MergeByArrival) {
-                Ordering::Greater
-            } else {
-                order
-            };
-            outcomes.push(match order {
-                Ordering::Greater => Merged::Applied,
-                Ordering::Equal => Merged::Same,
-                Ordering::Less => Merged::Superseded,
-            });
-            if order == Ordering::Greater {
-                if records.len() > 1 {
-                    batch.insert(&record.key, record);
-                }
-                winners.push(record);
-            }
-        }
-        Ok((outcomes, winners))
-    }
-
-    /// Writes the winners to the log and makes them visible.
-    fn commit(&mut self, winners: &[&Record]) -> Result<(), StoreError> {
-        let frame_bytes = |record: &&Record| FRAME_HEADER_BYTES + record.encoded_len();
-        let bytes: usize = winners.iter().map(frame_bytes).sum();
+        let bytes: usize = accepted.iter().map(frame_bytes).sum();
         self.make_room(bytes)?;
 
         let mut encoder = FrameEncoder::with_capacity(self.log.salt(), bytes);
-        let mut places = Vec::with_capacity(winners.len());
-        for (index, record) in winners.iter().enumerate() {
-            let place = encoder.push_with(RECORD_FRAME, |out| record.encode(out));
+        let mut places = Vec::with_capacity(accepted.len());
+        for (index, accepted) in accepted.iter().enumerate() {
+            let record = accepted.record;
+            let place = match accepted.what {
+                What::Record => encoder.push_with(RECORD_FRAME, |out| record.encode(out)),
+                What::Removal => encoder.push_with(REMOVAL_FRAME, |out| record.encode(out)),
+                What::RowAlone => encoder.push_with(ROW_FRAME, |out| {
+                    row::put_alone(record.epoch, record, accepted.digest, out);
+                }),
+            };
             // Within the limits a record always fits a frame.
             let what = "the record is too long";
             places.push(place.map_err(|_| StoreError::Limit { index, what })?);
@@ -278,11 +317,27 @@ impl Store {
         let encoded = encoder.finish();
         self.append(&encoded)?;
 
-        let partition_count = self.shared.options.partition_count;
+        let bucket_count = self.shared.options.bucket_count;
         let mut tables = self.shared.tables.write();
-        for (record, place) in winners.iter().zip(places) {
-            let partition = partition_of(&record.key, partition_count);
-            tables.active.put(partition, record, encoded.slice(place));
+        for (accepted, place) in accepted.iter().zip(places) {
+            let (partition, record) = (accepted.partition, accepted.record);
+            let payload = encoded.slice(place);
+            match accepted.what {
+                What::Record => {
+                    tables
+                        .active
+                        .put(partition, record, accepted.digest, payload);
+                }
+                What::Removal => tables.active.put_gone(partition, record, payload),
+                What::RowAlone => {
+                    // The log's bytes, not the record's: those may belong to something larger.
+                    let key = payload.slice(payload.len() - record.key.len()..);
+                    let rank = (record.version, record.kind(), accepted.digest);
+                    let row = row::IndexRow::new(partition, bucket_count, key, rank);
+                    tables.active.put_aside(record.epoch, row);
+                }
+            }
+            tables.index.apply(record.epoch, partition, accepted.index);
         }
         Ok(())
     }
@@ -442,10 +497,12 @@ struct Tables {
     /// Oldest first.
     frozen: VecDeque<Arc<Table>>,
     flushed: Option<Arc<Table>>,
+    /// The hashes of the rows that are in tables and run files.
+    index: EpochIndex,
 }
 
 impl Tables {
-    /// The newest record of a key, if it is here.
+    /// The newest record of a key, if it is here, or that it is gone.
     fn get(&self, key: &[u8]) -> Option<&Entry> {
         self.active
             .get(key)

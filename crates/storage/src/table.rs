@@ -9,16 +9,22 @@
 //! chained, so that a partition can be scanned without a second index; order is made when asked
 //! for.
 //!
-//! The epoch index needs every (epoch, key) that was *written*, not only what is current: a record
-//! that is replaced by one of another epoch is therefore kept aside for its index row.
+//! The epoch index needs every (epoch, key) that was *written*, not only what is current: the row of a
+//! record that is replaced by one of another epoch is therefore kept *aside*, with the rows of versions
+//! that never were current.
+//!
+//! A record that was collected leaves an entry that is *gone*: it hides what the engine still holds of
+//! its key, until the flush removes that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
 use mds_types::record::HEADER_BYTES;
-use mds_types::{DecodeError, Epoch, PartitionId, Record, Version};
+use mds_types::{DecodeError, Digest, Epoch, Kind, PartitionId, Record, Version};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::row::{IndexRow, Rank};
 
 /// No entry.
 const NONE: u32 = u32::MAX;
@@ -30,7 +36,11 @@ pub(crate) struct Entry {
     pub(crate) encoded: Bytes,
     pub(crate) version: Version,
     pub(crate) partition: PartitionId,
-    epoch: Epoch,
+    pub(crate) epoch: Epoch,
+    pub(crate) digest: Digest,
+    pub(crate) kind: Kind,
+    /// Whether the record was collected: there is none of this key any more.
+    pub(crate) gone: bool,
     key_len: u32,
     /// The next older entry of the same partition.
     previous: u32,
@@ -50,6 +60,20 @@ impl Entry {
     pub(crate) fn record(&self) -> Result<Record, DecodeError> {
         Record::decode(self.encoded.clone())
     }
+
+    pub(crate) fn rank(&self) -> Rank {
+        (self.version, self.kind, self.digest)
+    }
+
+    /// The row that the record leaves in the index of its epoch.
+    fn row(&self, bucket_count: u16) -> IndexRow {
+        IndexRow::new(
+            self.partition,
+            bucket_count,
+            self.key_bytes(),
+            self.rank(),
+        )
+    }
 }
 
 /// The records of one segment.
@@ -60,19 +84,27 @@ pub(crate) struct Table {
     entries: Vec<Entry>,
     /// The newest entry of each partition.
     newest: Vec<u32>,
-    /// Encoded records that one of another epoch replaced, with their partitions.
-    displaced: Vec<(PartitionId, Bytes)>,
+    /// Rows of versions that are not current here: replaced by one of another epoch, or beaten before
+    /// they came. Of each key and epoch the greatest.
+    aside: BTreeMap<(Epoch, Bytes), IndexRow>,
+    bucket_count: u16,
     bytes: usize,
 }
 
 impl Table {
-    pub(crate) fn new(segment: u64, partition_count: u16, hash_seed: u64) -> Table {
+    pub(crate) fn new(
+        segment: u64,
+        partition_count: u16,
+        bucket_count: u16,
+        hash_seed: u64,
+    ) -> Table {
         Table {
             segment,
             by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             entries: Vec::new(),
             newest: vec![NONE; usize::from(partition_count)],
-            displaced: Vec::new(),
+            aside: BTreeMap::new(),
+            bucket_count,
             bytes: 0,
         }
     }
@@ -88,7 +120,13 @@ impl Table {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.aside.is_empty()
+    }
+
+    /// Whether anything of a partition is here.
+    pub(crate) fn holds(&self, partition: PartitionId) -> bool {
+        self.partition(partition).next().is_some()
+            || self.aside.values().any(|row| row.partition == partition)
     }
 
     /// Bytes of all records put in, replaced ones included, as their memory is shared.
@@ -102,8 +140,44 @@ impl Table {
             .map(|&index| &self.entries[index as usize])
     }
 
-    /// Puts a record that won over whatever was here; `encoded` is its binary form.
-    pub(crate) fn put(&mut self, partition: PartitionId, record: &Record, encoded: Bytes) {
+    /// Puts a record that won over whatever was here; `encoded` is its binary form, `digest` its digest.
+    pub(crate) fn put(
+        &mut self,
+        partition: PartitionId,
+        record: &Record,
+        digest: Digest,
+        encoded: Bytes,
+    ) {
+        self.enter(partition, record, digest, encoded, false);
+    }
+
+    /// Says that the record of this key is gone; `encoded` is the binary form of `header`, which is that
+    /// record without its value.
+    pub(crate) fn put_gone(&mut self, partition: PartitionId, header: &Record, encoded: Bytes) {
+        self.enter(partition, header, Digest::default(), encoded, true);
+    }
+
+    /// Puts the row of a version that is not current.
+    pub(crate) fn put_aside(&mut self, epoch: Epoch, row: IndexRow) {
+        self.bytes += row.key.len();
+        let key = (epoch, row.key.clone());
+        match self.aside.get_mut(&key) {
+            Some(present) if present.rank() >= row.rank() => {}
+            Some(present) => *present = row,
+            None => {
+                self.aside.insert(key, row);
+            }
+        }
+    }
+
+    fn enter(
+        &mut self,
+        partition: PartitionId,
+        record: &Record,
+        digest: Digest,
+        encoded: Bytes,
+        gone: bool,
+    ) {
         self.bytes += encoded.len();
         let key = encoded.slice(HEADER_BYTES..HEADER_BYTES + record.key.len());
         let head = &mut self.newest[usize::from(partition.0)];
@@ -112,6 +186,9 @@ impl Table {
             version: record.version,
             partition,
             epoch: record.epoch,
+            digest,
+            kind: record.kind(),
+            gone,
             key_len: record.key.len() as u32,
             previous: *head,
         };
@@ -119,8 +196,9 @@ impl Table {
             let old = &mut self.entries[index as usize];
             entry.previous = old.previous;
             let old = std::mem::replace(old, entry);
-            if old.epoch != record.epoch {
-                self.displaced.push((partition, old.encoded));
+            let keeps_row = !old.gone && (gone || old.epoch != record.epoch);
+            if keeps_row {
+                self.put_aside(old.epoch, old.row(self.bucket_count));
             }
             return;
         }
@@ -171,22 +249,42 @@ impl Table {
         entries
     }
 
-    /// Partition and binary form of what was written, of all partitions or one: for each key and
-    /// epoch at least the last record, perhaps earlier ones too, in no useful order.
-    pub(crate) fn written(
+    /// The row of a key in an epoch, if this table has one: the rank of its version.
+    pub(crate) fn row(&self, epoch: Epoch, key: &[u8]) -> Option<Rank> {
+        let current = self.get(key);
+        let current = current.filter(|entry| !entry.gone && entry.epoch == epoch);
+        let current = current.map(Entry::rank);
+        if self.aside.is_empty() {
+            return current;
+        }
+        let aside = self.aside.get(&(epoch, Bytes::copy_from_slice(key)));
+        current.max(aside.map(IndexRow::rank))
+    }
+
+    /// The epochs and rows of what was written, of all partitions or one, in no useful order. Of a key and
+    /// epoch there may be two: the greater one counts.
+    pub(crate) fn rows(
         &self,
         only: Option<PartitionId>,
-    ) -> impl Iterator<Item = (PartitionId, &Bytes)> {
-        let displaced = self.displaced.iter();
-        let displaced = displaced.map(|(partition, encoded)| (*partition, encoded));
+    ) -> impl Iterator<Item = (Epoch, IndexRow)> {
         let (all, one) = match only {
             None => (Some(self.entries.iter()), None),
             Some(partition) => (None, Some(self.partition(partition))),
         };
         let current = all.into_iter().flatten().chain(one.into_iter().flatten());
+        let current = current.filter(|entry| !entry.gone);
+        let aside = self.aside.iter();
+        let aside = aside.filter(move |(_, row)| only.is_none_or(|p| p == row.partition));
         current
-            .map(|entry| (entry.partition, &entry.encoded))
-            .chain(displaced.filter(move |(partition, _)| only.is_none_or(|p| p == *partition)))
+            .map(|entry| (entry.epoch, entry.row(self.bucket_count)))
+            .chain(aside.map(|((epoch, _), row)| (*epoch, row.clone())))
+    }
+
+    /// The epochs of all rows.
+    pub(crate) fn epochs(&self) -> impl Iterator<Item = Epoch> {
+        let current = self.entries.iter().filter(|entry| !entry.gone);
+        let aside = self.aside.keys().map(|(epoch, _)| *epoch);
+        current.map(|entry| entry.epoch).chain(aside)
     }
 }
 
@@ -237,7 +335,8 @@ mod tests {
         };
         let mut encoded = Vec::new();
         record.encode(&mut encoded);
-        table.put(PartitionId(partition), &record, Bytes::from(encoded));
+        let digest = record.digest();
+        table.put(PartitionId(partition), &record, digest, Bytes::from(encoded));
     }
 
     fn keys(mut entries: Vec<Entry>) -> Vec<String> {
@@ -248,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_last_put_of_a_key_is_found_and_partitions_stay_apart() {
-        let mut table = Table::new(7, 4, 99);
+        let mut table = Table::new(7, 4, 64, 99);
         for (partition, key, hlc) in [(0, "b", 1), (1, "x", 2), (0, "a", 3), (0, "b", 4)] {
             put(&mut table, partition, key, hlc, 1);
         }
@@ -278,18 +377,40 @@ mod tests {
 
     #[test]
     fn a_replaced_record_of_another_epoch_is_still_among_the_written() {
-        let mut table = Table::new(7, 4, 99);
+        let mut table = Table::new(7, 4, 64, 99);
         for (hlc, epoch) in [(1, 5), (2, 5), (3, 6), (4, 5)] {
             put(&mut table, 2, "k", hlc, epoch);
         }
-        let mut written: Vec<(u64, u64)> = table
-            .written(Some(PartitionId(2)))
-            .map(|(_, encoded)| Record::decode(encoded.clone()).unwrap())
-            .map(|record| (record.epoch.0, record.version.hlc.0))
-            .collect();
-        written.sort_unstable();
-        assert_eq!(written, [(5, 2), (5, 4), (6, 3)]);
-        assert_eq!(table.written(None).count(), 3);
-        assert_eq!(table.written(Some(PartitionId(1))).count(), 0);
+        let rows = |table: &Table, only| {
+            let rows = table.rows(only);
+            let mut rows: Vec<_> = rows.map(|(e, row)| (e.0, row.version.hlc.0)).collect();
+            rows.sort_unstable();
+            rows
+        };
+        assert_eq!(rows(&table, Some(PartitionId(2))), [(5, 2), (5, 4), (6, 3)]);
+        assert_eq!(table.rows(None).count(), 3);
+        assert_eq!(table.rows(Some(PartitionId(1))).count(), 0);
+        let hlc = |epoch| table.row(Epoch(epoch), b"k").map(|rank| rank.0.hlc.0);
+        assert_eq!((hlc(4), hlc(5), hlc(6)), (None, Some(4), Some(3)));
+    }
+
+    #[test]
+    fn what_is_gone_leaves_its_row_and_hides_its_key() {
+        let mut table = Table::new(7, 4, 64, 99);
+        put(&mut table, 2, "k", 3, 5);
+        let header = Record {
+            body: Body::Tombstone,
+            ..table.get(b"k").unwrap().record().unwrap()
+        };
+        let mut encoded = Vec::new();
+        header.encode(&mut encoded);
+        table.put_gone(PartitionId(2), &header, Bytes::from(encoded));
+        assert!(table.get(b"k").unwrap().gone);
+        assert_eq!(table.epochs().collect::<Vec<_>>(), [Epoch(5)]);
+        assert_eq!(table.rows(None).count(), 1);
+        assert_eq!(table.row(Epoch(5), b"k").unwrap().0.hlc, Hlc(3));
+        put(&mut table, 2, "k", 9, 7);
+        assert!(!table.get(b"k").unwrap().gone);
+        assert_eq!(table.rows(None).count(), 2);
     }
 }

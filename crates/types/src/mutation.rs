@@ -53,11 +53,27 @@ pub enum Mutation {
     DismissesNothing,
     /// A replica serves requests that were routed by a ring of long ago (trap T5).
     StaleRingServed,
+
+    // Epochs, verification, collection.
+    /// A row's hash is of its key alone: trees are equal over different data (trap T3).
+    RowHashOfKeyOnly,
+    /// Clients' writes and hints still come into a closed epoch (trap T8).
+    ClosedEpochOpen,
+    /// A tombstone is collected although something older than it may still come (trap T9).
+    CollectsAboveFloor,
+    /// A tombstone is collected before its epoch is verified (trap T9).
+    CollectsUnsettled,
+    /// What the watermark has passed is merged all the same (traps T10, T11).
+    MergesBelowWatermark,
+    /// A row goes when its record is overwritten in a later epoch (trap T13).
+    RowGoesWithRecord,
+    /// A version that comes after a greater one leaves no row (trap T13).
+    SupersededNotLogged,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 27] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -78,6 +94,13 @@ impl Mutation {
         Mutation::VerifiedAcrossTopologies,
         Mutation::DismissesNothing,
         Mutation::StaleRingServed,
+        Mutation::RowHashOfKeyOnly,
+        Mutation::ClosedEpochOpen,
+        Mutation::CollectsAboveFloor,
+        Mutation::CollectsUnsettled,
+        Mutation::MergesBelowWatermark,
+        Mutation::RowGoesWithRecord,
+        Mutation::SupersededNotLogged,
     ];
 }
 

@@ -203,7 +203,7 @@ impl Process {
         let keys: Vec<Bytes> = group
             .merges
             .iter()
-            .map(|record| record.key.clone())
+            .map(|(_, record)| record.key.clone())
             .collect();
         let done = lane.io.execute(group);
         if self.disk.is_stopped() {

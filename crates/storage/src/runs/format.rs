@@ -6,12 +6,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Version};
 
-use super::{IndexRow, Place, RowRange};
 use crate::disk::DiskFile;
 use crate::error::StoreError;
 use crate::frame::{
     FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, Frame, FrameEncoder, frame_at,
 };
+use crate::row::{IndexRow, Place, RowRange};
 
 /// A ROWS frame is closed when it reaches this many bytes. It then exceeds them by less than a row.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -207,8 +207,13 @@ impl RunReader {
         self.len
     }
 
-    /// Appends the rows of a range to `rows`, in order.
-    pub(super) fn read(&self, range: RowRange, rows: &mut Vec<IndexRow>) -> Result<(), StoreError> {
+    /// Appends the rows of a range that are `valid` to `rows`, in order.
+    pub(super) fn read(
+        &self,
+        range: RowRange,
+        valid: impl Fn(&IndexRow) -> bool,
+        rows: &mut Vec<IndexRow>,
+    ) -> Result<(), StoreError> {
         let (total, blocks) = self.footer()?;
         let (first, last) = range.bounds();
         // A block may begin before the range and reach into it.
@@ -222,7 +227,7 @@ impl RunReader {
                 let row = take_row(&mut bytes)
                     .ok_or_else(|| self.damaged(block.offset, "a row is malformed"))?;
                 count += 1;
-                if range.contains(&row) {
+                if range.contains(&row) && valid(&row) {
                     rows.push(row);
                 }
             }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::keys::bucket_of;
 use crate::disk::FaultyDisk;
-use mds_types::{Hlc, NodeId};
+use bytes::Bytes;
+use mds_types::{Digest, Hlc, Kind, NodeId, PartitionId, Version};
 use proptest::prelude::*;
 
 const SEED: u64 = 5;
@@ -9,6 +11,11 @@ fn runs_on(disk: &FaultyDisk) -> Runs {
     disk.create_dir(RUNS_DIR).unwrap();
     disk.sync_dir("").unwrap();
     Runs::open(Arc::new(disk.clone()), SEED, 8, 64).unwrap()
+}
+
+/// Nothing is void.
+fn ledger() -> Ledger {
+    Ledger::new(8)
 }
 
 fn row(partition: u16, key: &[u8], hlc: u64) -> IndexRow {
@@ -48,8 +55,8 @@ fn rows_come_back_sorted_by_range() {
     write(&runs, 1, &[(7, many_rows())]);
     let mut expected = many_rows();
     sort_rows(&mut expected);
-    assert_eq!(runs.rows(Epoch(7), RowRange::All).unwrap(), expected);
-    assert_eq!(runs.rows(Epoch(8), RowRange::All).unwrap(), []);
+    assert_eq!(runs.rows(&ledger(), Epoch(7), RowRange::All).unwrap(), expected);
+    assert_eq!(runs.rows(&ledger(), Epoch(8), RowRange::All).unwrap(), []);
     for range in [
         RowRange::Partition(PartitionId(0)),
         RowRange::Partition(PartitionId(7)),
@@ -62,7 +69,7 @@ fn rows_come_back_sorted_by_range() {
             .filter(|row| range.contains(row))
             .cloned()
             .collect();
-        assert_eq!(runs.rows(Epoch(7), range).unwrap(), part, "{range:?}");
+        assert_eq!(runs.rows(&ledger(), Epoch(7), range).unwrap(), part, "{range:?}");
     }
 }
 
@@ -83,7 +90,7 @@ fn the_greatest_version_of_each_key_is_kept_over_all_runs_of_an_epoch() {
             (8, vec![row(1, b"c", 9)]),
         ],
     );
-    let rows = runs.rows(Epoch(7), RowRange::All).unwrap();
+    let rows = runs.rows(&ledger(), Epoch(7), RowRange::All).unwrap();
     let mut found: Vec<_> = rows
         .iter()
         .map(|row| (&row.key[..], row.version.hlc.0))
@@ -148,14 +155,19 @@ fn limits_drop_the_oldest_closed_epochs_only() {
         bytes_max: u64::MAX,
         files_max: 4,
     };
-    assert_eq!(runs.enforce(limits, Epoch(2)).unwrap(), 0, "none is closed");
-    assert_eq!(runs.enforce(limits, Epoch(6)).unwrap(), 2);
+    assert_eq!(runs.excess(limits, Epoch(0)), None, "none is closed");
+    let drop_excess = |limits, closed| {
+        while let Some(epoch) = runs.excess(limits, closed) {
+            runs.remove(|info| info.epoch == epoch).unwrap();
+        }
+    };
+    drop_excess(limits, Epoch(4));
     assert_eq!(runs.list()[0].epoch, Epoch(3));
     let limits = RunLimits {
         bytes_max: 0,
         files_max: 100,
     };
-    assert_eq!(runs.enforce(limits, Epoch(6)).unwrap(), 2);
+    drop_excess(limits, Epoch(4));
     assert_eq!(runs.list()[0].epoch, Epoch(5));
 }
 
@@ -186,7 +198,7 @@ proptest! {
         write(&runs, 1, &[(7, rows.clone())]);
         let mut expected = rows;
         sort_rows(&mut expected);
-        prop_assert_eq!(runs.rows(Epoch(7), RowRange::All).unwrap(), expected);
+        prop_assert_eq!(runs.rows(&ledger(), Epoch(7), RowRange::All).unwrap(), expected);
     }
 
     /// One flipped bit anywhere, or a cut, is an error that names the file: at opening or reading.
@@ -203,7 +215,7 @@ proptest! {
             disk.rot(&path, at, 1 << bit);
         }
         let read = Runs::open(Arc::new(disk.clone()), SEED, 8, 64)
-            .and_then(|runs| runs.rows(Epoch(7), RowRange::All));
+            .and_then(|runs| runs.rows(&ledger(), Epoch(7), RowRange::All));
         let named = matches!(read, Err(StoreError::Corrupt { file, .. }) if file == path);
         prop_assert!(named);
     }

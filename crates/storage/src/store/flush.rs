@@ -15,11 +15,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mds_types::{Epoch, Record};
+use mds_types::Epoch;
 
 use super::StoreError;
 use super::shared::{Counter, Shared};
 use crate::keys::{Keyspace, engine_key};
+use crate::ledger::has_passed;
 use crate::log::LOG_DIR;
 use crate::runs::{IndexRow, RunLimits};
 use crate::table::Table;
@@ -72,7 +73,7 @@ impl Flusher {
         self.ingest(table)?;
         shared
             .runs
-            .write_segment(table.segment(), self.rows(table)?)?;
+            .write_segment(table.segment(), self.rows(table))?;
 
         // The engine shows the records: the table may go. It stays for one more turn as a cache.
         {
@@ -96,24 +97,26 @@ impl Flusher {
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
         let mut run = table.sorted().into_iter().map(|entry| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
-            (key, Some(entry.encoded.clone()))
+            (key, (!entry.gone).then(|| entry.encoded.clone()))
         });
         Ok(self.shared.engine.ingest(&mut run)?)
     }
 
-    fn rows(&self, table: &Table) -> Result<BTreeMap<Epoch, Vec<IndexRow>>, StoreError> {
-        let bucket_count = self.shared.options.bucket_count;
+    /// The rows of a table that anybody still needs, by epoch: what its run files will hold. There is one
+    /// at least, as the segment's commit point.
+    fn rows(&self, table: &Table) -> BTreeMap<Epoch, Vec<IndexRow>> {
+        let ledger = self.shared.ledger.get();
         let mut rows: BTreeMap<Epoch, Vec<IndexRow>> = BTreeMap::new();
-        for (partition, encoded) in table.written(None) {
-            let record = Record::decode(encoded.clone())
-                .map_err(|error| StoreError::record("table", 0, error))?;
-            rows.entry(record.epoch).or_default().push(IndexRow::of(
-                partition,
-                bucket_count,
-                &record,
-            ));
+        for (epoch, row) in table.rows(None) {
+            let entry = ledger.partition(row.partition);
+            if entry.is_indexed() && !has_passed(entry.no_rows(), epoch) {
+                rows.entry(epoch).or_default().push(row);
+            }
         }
-        Ok(rows)
+        if rows.is_empty() {
+            rows.insert(Epoch(0), Vec::new());
+        }
+        rows
     }
 
     fn enforce_run_limits(&self) -> Result<(), StoreError> {
@@ -121,12 +124,31 @@ impl Flusher {
             bytes_max: self.shared.options.run_bytes_max,
             files_max: self.shared.options.run_files_max,
         };
-        let dropped = self
-            .shared
-            .runs
-            .enforce(limits, self.shared.epoch())
-            .map_err(|error| self.shared.poison(error.to_string()))?;
-        self.shared.add(Counter::EpochsDropped, dropped as u64);
+        let closed = self.shared.ledger.get().closed;
+        while let Some(epoch) = self.shared.runs.excess(limits, closed) {
+            self.drop_unverified(epoch)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up an epoch's index. Partitions that have not settled it are told so first, durably.
+    fn drop_unverified(&self, epoch: Epoch) -> Result<(), StoreError> {
+        let shared = &*self.shared;
+        let settled = shared.ledger.get().settled_everywhere();
+        let is_needed = settled.is_some_and(|settled| settled < epoch);
+        if is_needed {
+            shared.change_ledger(|ledger| {
+                ledger.unverifiable = ledger.unverifiable.max(epoch);
+            })?;
+            shared.add(Counter::EpochsDropped, 1);
+            tracing::warn!(
+                epoch = epoch.0,
+                "there is too much epoch index, and the oldest epoch loses its rows unverified:                  partitions that have not settled it need a full comparison. Find out what blocks their                  verification, or allow more room for the index"
+            );
+        }
+        shared.tables.write().index.forget(epoch);
+        let removed = shared.runs.remove(|info| info.epoch == epoch);
+        removed.map_err(|error| shared.poison(error.to_string()))?;
         Ok(())
     }
 }

@@ -10,24 +10,33 @@
 //!    between them may be missing. The newest may have a torn tail, which is cut off; it is written
 //!    afresh and goes on as the active segment.
 //!
+//!
+//! The ledger is read first; it says which rows are void. A wipe that was cut short goes on when asked to
+//! (see the `wipe` module).
+//!
 //! Anything else is [`StoreError::Corrupt`], and the store does not open: a node that has lost what
 //! it acknowledged must not answer as if it had not.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use mds_types::Record;
+use bytes::Bytes;
 use mds_types::slot::partition_of;
+use mds_types::{Epoch, Record};
 
-use super::shared::Shared;
+use super::collect::Cursors;
+use super::shared::{Shared, new_table};
 use super::{Store, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
+use crate::epoch_index::EpochIndex;
 use crate::frame::{End, Frame};
+use crate::ledger::LedgerFile;
 use crate::log::{
-    LOG_DIR, RECORD_FRAME, SegmentBytes, SegmentWriter, list_segments, remove_temporaries,
-    segment_path,
+    LOG_DIR, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentBytes, SegmentWriter, list_segments,
+    remove_temporaries, segment_path,
 };
+use crate::row::{IndexRow, RowAlone, take_alone};
 use crate::runs::{RUNS_DIR, Runs};
 use crate::table::Table;
 
@@ -40,6 +49,9 @@ pub(super) fn open(
     options: StoreOptions,
 ) -> Result<Store, StoreError> {
     prepare_dirs(&*disk)?;
+    let is_new = list_segments(&*disk)?.is_empty();
+    // Before the first segment, so that a store with a log always has a ledger.
+    let ledger = LedgerFile::open(&*disk, options.partition_count, is_new)?;
     let runs = Runs::open(
         disk.clone(),
         options.secret,
@@ -51,7 +63,7 @@ pub(super) fn open(
         None => {
             check_engine_is_empty(&*engine)?;
             let log = SegmentWriter::create(&*disk, FIRST_SEGMENT, options.secret)?;
-            let active = empty_table(FIRST_SEGMENT, &options);
+            let active = new_table(FIRST_SEGMENT, &options);
             (log, active, VecDeque::new())
         }
         Some((&newest, sealed)) => {
@@ -63,17 +75,41 @@ pub(super) fn open(
             (log, active, frozen)
         }
     };
+    let index = index_of(&active, &frozen, &runs, &ledger, &options);
     let tables = Tables {
         active,
         frozen,
         flushed: None,
+        index,
     };
     Ok(Store {
-        shared: Arc::new(Shared::new(disk, engine, options, tables, runs)),
+        shared: Arc::new(Shared::new(disk, engine, options, tables, runs, ledger)),
         log,
         cut_pending: false,
         synced_at_ns: None,
+        collecting: Cursors::default(),
     })
+}
+
+/// The hashes of what was recovered are not known; they are rebuilt when asked for.
+fn index_of(
+    active: &Table,
+    frozen: &VecDeque<Arc<Table>>,
+    runs: &Runs,
+    ledger: &LedgerFile,
+    options: &StoreOptions,
+) -> EpochIndex {
+    let mut recovered: BTreeSet<Epoch> = runs.list().iter().map(|info| info.epoch).collect();
+    for table in frozen.iter().map(|table| &**table).chain([active]) {
+        recovered.extend(table.epochs());
+    }
+    EpochIndex::new(
+        options.partition_count,
+        options.bucket_count,
+        options.index_bytes_max,
+        ledger.get().closed,
+        recovered,
+    )
 }
 
 /// A store without a log is a new one; an engine that holds something has lost its log.
@@ -83,10 +119,6 @@ fn check_engine_is_empty(engine: &dyn Engine) -> Result<(), StoreError> {
     }
     let what = "the engine holds records, but the log is gone";
     Err(StoreError::corrupt(LOG_DIR, 0, what))
-}
-
-fn empty_table(segment: u64, options: &StoreOptions) -> Table {
-    Table::new(segment, options.partition_count, options.secret)
 }
 
 fn prepare_dirs(disk: &dyn Disk) -> Result<(), StoreError> {
@@ -180,20 +212,36 @@ fn replay(
     frames: &[Frame<'_>],
     options: &StoreOptions,
 ) -> Result<Table, StoreError> {
-    let mut table = empty_table(segment.header.id, options);
+    let mut table = new_table(segment.header.id, options);
     for frame in frames {
-        if frame.kind != RECORD_FRAME {
-            let what = format!(
-                "unknown frame kind {}: written by a newer version?",
-                frame.kind
-            );
-            return Err(StoreError::corrupt(&segment.path, frame.offset, what));
-        }
         let encoded = segment.bytes.slice(frame.payload_range());
-        let record = Record::decode(encoded.clone())
-            .map_err(|error| StoreError::record(&segment.path, frame.offset, error))?;
-        let partition = partition_of(&record.key, options.partition_count);
-        table.put(partition, &record, encoded);
+        let record = |encoded: Bytes| {
+            Record::decode(encoded)
+                .map_err(|error| StoreError::record(&segment.path, frame.offset, error))
+        };
+        let corrupt = |what| StoreError::corrupt(&segment.path, frame.offset, what);
+        match frame.kind {
+            RECORD_FRAME => {
+                let record = record(encoded.clone())?;
+                let partition = partition_of(&record.key, options.partition_count);
+                table.put(partition, &record, record.digest(), encoded);
+            }
+            REMOVAL_FRAME => {
+                let header = record(encoded.clone())?;
+                let partition = partition_of(&header.key, options.partition_count);
+                table.put_gone(partition, &header, encoded);
+            }
+            ROW_FRAME => {
+                let RowAlone { epoch, key, rank } = take_alone(encoded).map_err(corrupt)?;
+                let partition = partition_of(&key, options.partition_count);
+                let row = IndexRow::new(partition, options.bucket_count, key, rank);
+                table.put_aside(epoch, row);
+            }
+            kind => {
+                let what = format!("unknown frame kind {kind}: written by a newer version?");
+                return Err(StoreError::corrupt(&segment.path, frame.offset, what));
+            }
+        }
     }
     Ok(table)
 }

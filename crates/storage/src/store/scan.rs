@@ -79,8 +79,28 @@ impl StoreReader {
         limit: usize,
         bytes_max: usize,
     ) -> Result<(Vec<Record>, bool), StoreError> {
+        let mut behind: Option<Bytes> = None;
+        loop {
+            let after = behind.as_deref().or(after);
+            let (records, end) = self.scan_step(partition, after, limit.max(1), bytes_max)?;
+            // Records that are gone were all there was on the way: an empty page would be the last.
+            match end {
+                Some(end) if records.is_empty() => behind = Some(end),
+                end => return Ok((records, end.is_some())),
+            }
+        }
+    }
+
+    /// The records of one step behind `after`; the key up to which it came, unless that was the partition's
+    /// end.
+    fn scan_step(
+        &self,
+        partition: PartitionId,
+        after: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Record>, Option<Bytes>), StoreError> {
         self.shared.check_sound()?;
-        let limit = limit.max(1);
         let tables = self.table_part(partition, after, limit, bytes_max);
         let (from, to) = range_up_to(partition, after, tables.horizon.as_deref());
         let page = self.shared.engine.scan(&from, &to, limit, bytes_max)?;
@@ -102,6 +122,7 @@ impl StoreReader {
         }
         let mut records = Vec::new();
         let mut bytes = 0usize;
+        let mut last = None;
         for (key, found) in newest {
             bytes = bytes.saturating_add(found.encoded_len());
             let is_full = records.len() == limit || (bytes > bytes_max && !records.is_empty());
@@ -109,12 +130,14 @@ impl StoreReader {
                 more = true;
                 break;
             }
-            records.push(match found {
-                Found::InTable(entry) => self.shared.decode(&entry)?,
-                Found::InEngine(value) => self.shared.decode_engine(&key, value)?,
-            });
+            match found {
+                Found::InTable(entry) if entry.gone => {}
+                Found::InTable(entry) => records.push(self.shared.decode(&entry)?),
+                Found::InEngine(value) => records.push(self.shared.decode_engine(&key, value)?),
+            }
+            last = Some(key);
         }
-        Ok((records, more))
+        Ok((records, last.filter(|_| more)))
     }
 
     /// The first `limit` records of a partition behind the key `after`, as
@@ -206,6 +229,9 @@ impl StoreReader {
         for (key, entry) in &tables.newest {
             if end.as_ref().is_some_and(|end| key > end) {
                 break;
+            }
+            if entry.gone {
+                continue;
             }
             let record = self.shared.decode(entry)?;
             live += u64::from(record.visible_value(wall_ms).is_some());

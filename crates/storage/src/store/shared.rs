@@ -1,18 +1,21 @@
 //! What writer, readers and flusher share.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use mds_types::slot::partition_of;
-use mds_types::{Epoch, Record};
+use mds_types::{Epoch, PartitionId, Record};
 use parking_lot::{Mutex, RwLock};
 
-use super::{Merged, StoreError, StoreOptions, Tables};
+use super::{Merged, SettledLeaves, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::keys::{Keyspace, engine_key};
+use crate::ledger::{ChangeError, Ledger, LedgerFile};
 use crate::log::segment_path;
+use crate::row::{Place, Rank};
 use crate::runs::Runs;
 use crate::table::{Entry, KeyHashing, Table};
 
@@ -24,6 +27,9 @@ pub(super) struct Shared {
     /// Held for moments only: lookups, and the change of one batch.
     pub(super) tables: RwLock<Tables>,
     pub(super) runs: Runs,
+    pub(super) ledger: LedgerFile,
+    /// What the last scrub of each partition found.
+    pub(super) scrubbed: Mutex<BTreeMap<PartitionId, Arc<SettledLeaves>>>,
     /// Held by the one that flushes.
     pub(super) flushing: Mutex<()>,
     poison: OnceLock<Arc<str>>,
@@ -37,6 +43,11 @@ pub(super) enum Counter {
     Applied,
     Superseded,
     Same,
+    EpochClosed,
+    Settled,
+    NotHere,
+    RowsAlone,
+    Collected,
     LogBytes,
     Syncs,
     Flushes,
@@ -56,6 +67,18 @@ pub struct StoreStats {
     pub superseded: u64,
     /// Records that were there already.
     pub same: u64,
+    /// Writes and hints refused because their epoch is closed.
+    pub epoch_closed: u64,
+    /// Records refused because the partition's watermark has passed their epoch.
+    pub settled: u64,
+    /// Records refused because their partition is not here.
+    pub not_here: u64,
+    /// Superseded versions that left their row.
+    pub rows_alone: u64,
+    /// Dead records that were collected.
+    pub collected: u64,
+    /// Bytes of bucket hashes in memory, roughly.
+    pub index_bytes: u64,
     /// Bytes appended to the log.
     pub log_bytes: u64,
     /// Syncs of the log.
@@ -87,6 +110,7 @@ impl Shared {
         options: StoreOptions,
         tables: Tables,
         runs: Runs,
+        ledger: LedgerFile,
     ) -> Shared {
         Shared {
             disk,
@@ -94,6 +118,8 @@ impl Shared {
             options,
             tables: RwLock::new(tables),
             runs,
+            ledger,
+            scrubbed: Mutex::default(),
             flushing: Mutex::new(()),
             poison: OnceLock::new(),
             epoch: AtomicU64::new(0),
@@ -110,7 +136,7 @@ impl Shared {
     }
 
     pub(super) fn new_table(&self, segment: u64) -> Table {
-        Table::new(segment, self.options.partition_count, self.options.secret)
+        new_table(segment, &self.options)
     }
 
     /// Refuses to go on after a failure.
@@ -147,9 +173,49 @@ impl Shared {
         }
     }
 
+    /// Changes the ledger, durably.
+    pub(super) fn change_ledger(
+        &self,
+        change: impl FnOnce(&mut Ledger),
+    ) -> Result<(), StoreError> {
+        match self.ledger.change(&*self.disk, change) {
+            Ok(()) => Ok(()),
+            Err(ChangeError::Full) => Err(StoreError::Full),
+            Err(ChangeError::Broken(why)) => {
+                Err(self.poison(format!("cannot write the epoch ledger: {why}")))
+            }
+        }
+    }
+
+    /// The row of a key in an epoch: the rank of the greatest version that was written. Reads run files.
+    pub(super) fn row(
+        &self,
+        ledger: &Ledger,
+        epoch: Epoch,
+        place: Place,
+        key: &[u8],
+    ) -> Result<Option<Rank>, StoreError> {
+        // Tables before run files, so that what is flushed in between is seen twice, not never.
+        let in_tables = {
+            let tables = self.tables.read();
+            let frozen = tables.frozen.iter().map(|table| &**table);
+            let all = frozen.chain([&tables.active]);
+            all.filter_map(|table| table.row(epoch, key)).max()
+        };
+        Ok(in_tables.max(self.runs.row(ledger, epoch, place, key)?))
+    }
+
     /// The record of a key in the engine.
     pub(super) fn get_from_engine(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
-        let partition = partition_of(key, self.options.partition_count);
+        self.get_from_engine_in(partition_of(key, self.options.partition_count), key)
+    }
+
+    /// The same, of a key whose partition is known.
+    pub(super) fn get_from_engine_in(
+        &self,
+        partition: PartitionId,
+        key: &[u8],
+    ) -> Result<Option<Record>, StoreError> {
         let engine_key = engine_key(partition, Keyspace::Eventual, key);
         match self.engine.get(&engine_key)? {
             Some(value) => Ok(Some(self.decode_engine(key, value)?)),
@@ -189,40 +255,48 @@ impl Shared {
         self.epoch.fetch_max(epoch.0, Relaxed) < epoch.0
     }
 
-    pub(super) fn epoch(&self) -> Epoch {
-        Epoch(self.epoch.load(Relaxed))
-    }
-
     pub(super) fn add(&self, counter: Counter, count: u64) {
         self.counters[counter as usize].fetch_add(count, Relaxed);
     }
 
     pub(super) fn count_merges(&self, outcomes: &[Merged]) {
-        let mut counts = [0; 3];
+        let mut counts = [0; 6];
         for outcome in outcomes {
             counts[*outcome as usize] += 1;
         }
-        self.add(Counter::Applied, counts[Merged::Applied as usize]);
-        self.add(Counter::Superseded, counts[Merged::Superseded as usize]);
-        self.add(Counter::Same, counts[Merged::Same as usize]);
+        let add = |counter, outcome| self.add(counter, counts[outcome as usize]);
+        add(Counter::Applied, Merged::Applied);
+        add(Counter::Superseded, Merged::Superseded);
+        add(Counter::Same, Merged::Same);
+        if counts[3..] != [0; 3] {
+            add(Counter::EpochClosed, Merged::EpochClosed);
+            add(Counter::Settled, Merged::Settled);
+            add(Counter::NotHere, Merged::NotHere);
+        }
     }
 
     pub(super) fn stats(&self) -> StoreStats {
         let count = |counter: Counter| self.counters[counter as usize].load(Relaxed);
         let runs = self.runs.list();
-        let (table_records, table_bytes, frozen_tables) = {
+        let (table_records, table_bytes, frozen_tables, index_bytes) = {
             let tables = self.tables.read();
             let frozen = tables.frozen.iter().map(|table| &**table);
             let all = frozen.chain([&tables.active]);
             let sums = all.fold((0, 0), |(records, bytes), table| {
                 (records + table.len(), bytes + table.bytes())
             });
-            (sums.0, sums.1, tables.frozen.len())
+            (sums.0, sums.1, tables.frozen.len(), tables.index.bytes())
         };
         StoreStats {
             applied: count(Counter::Applied),
             superseded: count(Counter::Superseded),
             same: count(Counter::Same),
+            epoch_closed: count(Counter::EpochClosed),
+            settled: count(Counter::Settled),
+            not_here: count(Counter::NotHere),
+            rows_alone: count(Counter::RowsAlone),
+            collected: count(Counter::Collected),
+            index_bytes: index_bytes as u64,
             log_bytes: count(Counter::LogBytes),
             syncs: count(Counter::Syncs),
             flushes: count(Counter::Flushes),
@@ -236,4 +310,10 @@ impl Shared {
             poisoned: self.is_poisoned(),
         }
     }
+}
+
+/// An empty table for a segment.
+pub(super) fn new_table(segment: u64, options: &StoreOptions) -> Table {
+    let (partitions, buckets) = (options.partition_count, options.bucket_count);
+    Table::new(segment, partitions, buckets, options.secret)
 }

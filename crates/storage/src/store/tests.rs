@@ -4,6 +4,7 @@ use crate::engine::memory::MemoryEngine;
 use crate::log::segment_path;
 use crate::runs::RowRange;
 use bytes::Bytes;
+use mds_types::slot::partition_of;
 use mds_types::{Body, Hlc, NodeId, PartitionId, Version};
 
 mod faults;
@@ -76,6 +77,21 @@ fn hlc_of(reader: &StoreReader, key: &str) -> Option<u64> {
     let record = reader.get(key.as_bytes()).unwrap()?;
     assert_eq!(record.key, key);
     Some(record.version.hlc.0)
+}
+
+/// Closes, settles and collects all epochs up to this one, everywhere.
+fn settle_and_collect(store: &mut Store, epoch: u64) {
+    let epoch = Epoch(epoch);
+    store.close_epochs(epoch).unwrap();
+    for partition in (0..store.shared.options.partition_count).map(PartitionId) {
+        let settlement = Settlement {
+            partition,
+            epoch,
+            chain: 7,
+        };
+        store.settle(&[settlement]).unwrap();
+        while store.collect(partition, Hlc(u64::MAX), 3).unwrap().more {}
+    }
 }
 
 fn is_poisoned<T>(result: Result<T, StoreError>) -> bool {
@@ -268,7 +284,9 @@ fn an_epoch_change_cuts_the_segment_and_leaves_one_run_for_each_epoch() {
     assert_eq!(rows(0), [("late".into(), 99)]);
     assert_eq!(rows(1), [("a".into(), 100), ("b".into(), 150)]);
     assert_eq!(rows(2), [("a".into(), 200)], "not flushed yet, but indexed");
-    assert_eq!(reader.drop_index_up_to(Epoch(1)).unwrap(), 2);
+    assert_eq!(reader.drop_collected_index().unwrap(), 0, "not settled");
+    settle_and_collect(&mut store, 1);
+    assert_eq!(reader.drop_collected_index().unwrap(), 2);
     assert_eq!(rows(1), []);
     assert_eq!(hlc_of(&reader, "b"), Some(150));
 }
@@ -337,6 +355,7 @@ fn too_much_index_drops_the_oldest_closed_epochs() {
     for epoch in 1..=6 {
         merge(&mut store, "a", epoch * 100);
         store.epoch_changed(Epoch(epoch + 1)).unwrap();
+        store.close_epochs(Epoch(epoch - 1)).unwrap();
         store.flusher().work().unwrap();
     }
     let left: Vec<_> = store
