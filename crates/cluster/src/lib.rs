@@ -26,7 +26,7 @@ mod wire;
 
 pub use control::{
     AdminError, AdminReply, AdminRequest, Control, ControlConfig, ControlCounters, ControlError,
-    ControlOutputs,
+    ControlOutputs, RingMode, RingRequest,
 };
 pub use gossip::{GossipCounters, GossipTiming};
 pub use hello::{Hello, HelloRefusal, check_hello};

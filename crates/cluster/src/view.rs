@@ -11,7 +11,7 @@ use mds_types::{
     ClusterConfig, ClusterId, Epoch, EpochFloors, IncarnationId, MemberInfo, NodeId, RequestId,
     RingStage, Rings, Topology, TopologyVersion,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::state::{Blocker, ClusterState, RequestFate};
 
@@ -49,7 +49,7 @@ pub struct ClusterView {
 }
 
 /// How far a change of the ring is, for people and operators.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TransitionView {
     /// The version of the rings that this was taken at.
     pub version: TopologyVersion,
@@ -85,7 +85,7 @@ pub enum Standing {
 }
 
 /// A member, as Raft's log says.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberView {
     /// Its data directory.
     pub incarnation: IncarnationId,
@@ -100,7 +100,7 @@ pub struct MemberView {
 }
 
 /// Whether a member holds data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberStage {
     /// On the ring.

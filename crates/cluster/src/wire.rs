@@ -4,14 +4,16 @@
 //! whom it is, so that it can be judged without knowing the connection it came through: a message
 //! of another cluster, of an older start, or of a copied data directory is dropped.
 
-use mds_types::{ClusterConfig, ClusterId, NodeId};
+use mds_types::{ClusterConfig, ClusterId, IncarnationId, NodeId, RequestId};
 use serde::{Deserialize, Serialize};
 
+use crate::control::RingRequest;
 use crate::raft::{RaftReply, RaftRpc};
 use crate::state::{Command, NewMember, Response};
+use crate::view::TransitionView;
 
 /// First byte of an encoded envelope.
-const ENVELOPE_FORMAT_1: u8 = 1;
+const ENVELOPE_FORMAT_2: u8 = 2;
 
 /// Bytes of one control message at most; longer ones are dropped. A snapshot of the largest
 /// cluster stays well below.
@@ -26,6 +28,8 @@ pub(crate) struct Envelope {
     pub(crate) from_nonce: u64,
     /// Where an answer finds the sender, should gossip not know it yet.
     pub(crate) reply_addr: String,
+    /// The sender's physical clock, microseconds since 1970: floors of epochs are made of these.
+    pub(crate) clock_us: u64,
     pub(crate) to: NodeId,
     pub(crate) body: Body,
 }
@@ -49,6 +53,31 @@ pub(crate) enum Body {
     SupersededStart,
     /// This start of yours lacks an entry that your node had acknowledged to me.
     LogReverted { boot: u64, nonce: u64, index: u64 },
+    /// See to this request of an administrator, if you lead.
+    Ask {
+        id: u64,
+        request: RequestId,
+        ask: RingRequest,
+    },
+    /// What it came to.
+    Asked { id: u64, outcome: RingOutcome },
+    /// The directory that you run on was removed from the cluster.
+    Removed { incarnation: IncarnationId },
+}
+
+/// What an administrator's request came to at the node that was asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum RingOutcome {
+    /// Carried out, now or before. With how the rings stand after it.
+    Done(TransitionView),
+    /// It makes no sense to repeat it as it is.
+    Refused(String),
+    /// Something else has to happen first.
+    NotYet(String),
+    /// Somebody else leads, or nobody.
+    NotLeader,
+    /// It may or may not have been agreed on.
+    Unknown,
 }
 
 /// The answer to a proposal.
@@ -99,7 +128,7 @@ impl BirthPlan {
 
 impl Envelope {
     pub(crate) fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_extend(self, vec![ENVELOPE_FORMAT_1])
+        postcard::to_extend(self, vec![ENVELOPE_FORMAT_2])
     }
 
     /// Reads an envelope; anything else is `None`.
@@ -108,7 +137,7 @@ impl Envelope {
             return None;
         }
         match bytes.split_first() {
-            Some((&ENVELOPE_FORMAT_1, rest)) => match postcard::take_from_bytes(rest) {
+            Some((&ENVELOPE_FORMAT_2, rest)) => match postcard::take_from_bytes(rest) {
                 Ok((envelope, [])) => Some(envelope),
                 _ => None,
             },
@@ -131,6 +160,7 @@ mod tests {
             from_boot: 2,
             from_nonce: 3,
             reply_addr: "host:1".to_owned(),
+            clock_us: 5,
             to: NodeId(4),
             body: Body::Invited {
                 cluster: ClusterId(7),
@@ -152,7 +182,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Envelope::decode(&bytes);
-            let mut framed = vec![ENVELOPE_FORMAT_1];
+            let mut framed = vec![ENVELOPE_FORMAT_2];
             framed.extend_from_slice(&bytes);
             let _ = Envelope::decode(&framed);
         }

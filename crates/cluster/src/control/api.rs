@@ -1,15 +1,18 @@
 //! What goes into a control part and comes out of it, as plain values.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mds_storage::datadir::DataDirError;
-use mds_types::{ClusterConfig, ClusterId, MemberInfo, NodeId};
+use mds_types::{ClusterConfig, ClusterId, MemberInfo, NodeId, RequestId};
+use serde::{Deserialize, Serialize};
 
 use crate::gossip::{GossipCounters, GossipTiming};
 use crate::raft::RaftTiming;
-use crate::view::ClusterView;
+use crate::state::{Quorums, RingChange};
+use crate::view::{ClusterView, TransitionView};
 
 /// How a control part is set up. Node configuration: may differ from node to node.
 #[derive(Clone, Debug)]
@@ -28,6 +31,22 @@ pub struct ControlConfig {
     pub seed: u64,
     /// Whether this node, when it leads, makes nodes without a cluster members that wait.
     pub auto_add_members: bool,
+    /// Who decides on changes of the ring.
+    pub ring_mode: RingMode,
+}
+
+/// Who decides on changes of the ring. All nodes of a cluster should have the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RingMode {
+    /// Only administrators do.
+    #[default]
+    Operator,
+    /// The leader lets waiting members join as they come.
+    Auto {
+        /// It also removes members that gossip has held for dead for this long without a break, in
+        /// milliseconds, where nothing is lost by it. `None`: never.
+        remove_after_ms: Option<u64>,
+    },
 }
 
 /// Why a control part cannot be opened. The process has to stop.
@@ -57,6 +76,66 @@ pub enum AdminRequest {
         /// Refuse unless there are at least this many.
         expected_nodes: usize,
     },
+    /// Change the ring, or what is under way. Whatever node is asked has its leader see to it.
+    Ring {
+        /// Names the request: repeated with the same name, it is the same request. For
+        /// [`RingRequest::Abort`] and [`RingRequest::Exclude`] the name of the change that they are about.
+        request: RequestId,
+        /// What is asked for.
+        ask: RingRequest,
+    },
+    /// How far the change of the ring is, as far as this node knows.
+    TransitionStatus,
+}
+
+/// What an administrator may ask about the ring. New kinds are added at the end: the position is the
+/// encoding.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RingRequest {
+    /// Let waiting members come onto the ring.
+    Join {
+        /// Them.
+        nodes: BTreeSet<NodeId>,
+    },
+    /// Let members hand over what they hold and leave the ring.
+    Leave {
+        /// Them.
+        nodes: BTreeSet<NodeId>,
+    },
+    /// Remove a dead member from the ring and let a waiting one take its place.
+    Replace {
+        /// Dead for good.
+        dead: NodeId,
+        /// Waiting.
+        with: NodeId,
+        /// Even if `dead` seems to live, or data may be lost with it.
+        forced: bool,
+    },
+    /// Remove a dead member: from the ring by a change of it, or from the list of those that wait.
+    Remove {
+        /// Dead for good.
+        node: NodeId,
+        /// Even if it seems to live, or data may be lost with it.
+        forced: bool,
+    },
+    /// Change shares of the data.
+    Reweigh {
+        /// The new weight of each member named.
+        weights: BTreeMap<NodeId, u32>,
+    },
+    /// Change N, R and W.
+    ChangeQuorums(Quorums),
+    /// Any number of these at once.
+    Change(RingChange),
+    /// Call a change off, while it is not past the point of no return.
+    Abort,
+    /// Wait for a member no more, during a change.
+    Exclude {
+        /// The member.
+        node: NodeId,
+        /// Even if it seems to live, or data may be lost with it.
+        forced: bool,
+    },
 }
 
 /// The answer to an administrator.
@@ -69,6 +148,10 @@ pub enum AdminReply {
         /// Its first members.
         members: Vec<NodeId>,
     },
+    /// The request has been taken up, now or before; how the rings stand.
+    Accepted(TransitionView),
+    /// How the rings stand, as far as this node knows.
+    Status(TransitionView),
 }
 
 /// Why an administrator's request was not carried out.
@@ -109,6 +192,21 @@ pub enum AdminError {
     /// This node stops.
     #[error("this node has stopped: {0}")]
     Stopped(String),
+    /// The cluster has not been formed, or this node is not part of it.
+    #[error("this node is part of no cluster: form one with init first, or give it a seed")]
+    NoCluster,
+    /// The change is not possible as it was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// The change cannot begin yet; nothing has been done.
+    #[error("{0}. Nothing has been done; repeat the request when that is over")]
+    NotYet(String),
+    /// Nobody led while the request waited, or nobody that could be reached.
+    #[error(
+        "no leader has answered, so it is not certain what has become of the request: repeat it \
+         with the same request id, through any node"
+    )]
+    NoLeader,
     /// Too many requests wait.
     #[error("too many administration requests wait: try again")]
     Busy,

@@ -215,6 +215,9 @@ impl Control {
         }
         self.next_invite_ns = self.now_ns + INVITE_EVERY_NS;
         let leads = self.is_leader();
+        if leads {
+            self.tell_the_removed();
+        }
         let cluster = self.cluster();
         if let Some(plan) = &self.plan
             && (leads || plan.founder == self.me)

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mds_types::limits::VOTERS_MAX;
-use mds_types::{Epoch, NodeId};
+use mds_types::{Epoch, Hlc, NodeId, RequestId, TopologyVersion};
 
+use super::RingMode;
 use crate::gossip::Peer;
-use crate::state::{ClusterState, NewMember};
+use crate::state::{ClusterState, Command, NewMember, Response, RingChange};
+use crate::view::MemberStage;
 use crate::wire::BirthPlan;
 
 /// What the leader does next.
@@ -20,12 +22,27 @@ pub(super) enum Duty {
     AddLearners(BTreeSet<NodeId>),
     /// Give these learners a vote.
     Promote(BTreeSet<NodeId>),
-    /// Raise the epoch.
-    AdvanceEpoch(Epoch),
+    /// Let these vote and nobody else.
+    SetVoters(BTreeSet<NodeId>),
+    /// Send Raft's log no more to these, who are no members.
+    DropLearners(BTreeSet<NodeId>),
+    /// Raise the epoch, with this floor.
+    AdvanceEpoch(Epoch, Hlc),
+    /// Enter the next stage of the change, with this floor for an epoch that it begins.
+    Step(TopologyVersion, Hlc),
+    /// Begin a change of the ring.
+    Begin(RequestId, RingChange),
+    /// Call a change off.
+    Abort(RequestId),
+    /// Wait for a dead member no more.
+    Exclude(RequestId, NodeId),
+    /// Strike out a member that is on no ring and gone.
+    RemoveMember(NodeId),
 }
 
 /// What the decision is made of.
 pub(super) struct Situation<'a> {
+    pub(super) me: NodeId,
     pub(super) state: &'a ClusterState,
     pub(super) plan: Option<&'a BirthPlan>,
     pub(super) voters: &'a BTreeSet<NodeId>,
@@ -35,6 +52,23 @@ pub(super) struct Situation<'a> {
     pub(super) peers: &'a BTreeMap<NodeId, Peer>,
     pub(super) auto_add_members: bool,
     pub(super) epoch_due: bool,
+    /// For an epoch that begins now.
+    pub(super) floor: Hlc,
+    pub(super) mode: RingMode,
+    /// Members that have been dead for as long as the mode says.
+    pub(super) long_dead: &'a BTreeSet<NodeId>,
+    /// No further joiner has come for a while.
+    pub(super) joiners_settled: bool,
+    /// Whether to look after the ring this time: judging a change may take a while.
+    pub(super) looks_after_ring: bool,
+    /// A fresh name, should a request be made.
+    pub(super) request: RequestId,
+}
+
+impl Situation<'_> {
+    fn is_alive(&self, node: NodeId) -> bool {
+        node == self.me || self.peers.get(&node).is_some_and(|peer| peer.alive)
+    }
 }
 
 /// The most urgent duty, if there is any.
@@ -45,8 +79,9 @@ pub(super) fn next(situation: &Situation<'_>) -> Option<Duty> {
             .plan
             .map(|plan| Duty::Born(Box::new(plan.clone())));
     }
-    if situation.epoch_due {
-        return Some(Duty::AdvanceEpoch(Epoch(state.epoch.0 + 1)));
+    if situation.epoch_due || state.transition_wants_epoch() {
+        let next = Epoch(state.epoch.0 + 1);
+        return Some(Duty::AdvanceEpoch(next, situation.floor));
     }
     let strangers: BTreeSet<NodeId> = state
         .members
@@ -57,14 +92,26 @@ pub(super) fn next(situation: &Situation<'_>) -> Option<Duty> {
     if !strangers.is_empty() {
         return Some(Duty::AddLearners(strangers));
     }
-    if let Some(promoted) = promotion(situation) {
-        return Some(Duty::Promote(promoted));
+    if state.transition.is_some() && state.blocked_by().is_empty() {
+        return Some(Duty::Step(state.topology.version, situation.floor));
     }
+    voting(situation)
+        .or_else(|| departed(situation))
+        .or_else(|| change_of_ring(situation))
+        .or_else(|| arrived(situation))
+}
+
+/// A node of this cluster that is no member yet.
+fn arrived(situation: &Situation<'_>) -> Option<Duty> {
+    let state = situation.state;
     if !situation.auto_add_members {
         return None;
     }
     let joiner = situation.peers.iter().find(|(node, peer)| {
-        peer.alive && peer.id.cluster == state.cluster && !state.members.contains_key(node)
+        peer.alive
+            && peer.id.cluster == state.cluster
+            && !state.members.contains_key(node)
+            && !state.removed.contains(&peer.id.incarnation)
     });
     joiner.map(|(_, peer)| {
         let info = (*peer.id.info).clone();
@@ -73,6 +120,81 @@ pub(super) fn next(situation: &Situation<'_>) -> Option<Duty> {
             info,
         })
     })
+}
+
+/// Members that have left and are gone, and what Raft still knows of former members.
+fn departed(situation: &Situation<'_>) -> Option<Duty> {
+    let state = situation.state;
+    let former: BTreeSet<NodeId> = situation
+        .learners
+        .iter()
+        .filter(|node| !state.members.contains_key(node))
+        .copied()
+        .collect();
+    if !former.is_empty() {
+        return Some(Duty::DropLearners(former));
+    }
+    let gone = |node: &NodeId| situation.peers.get(node).is_some_and(|peer| !peer.alive);
+    let mut members = state.members.iter();
+    let left = members.find(|(node, member)| {
+        let stage = member.stage;
+        (stage == MemberStage::Left && gone(node))
+            || (stage == MemberStage::Waiting && situation.long_dead.contains(node))
+    });
+    left.map(|(node, _)| Duty::RemoveMember(*node))
+}
+
+/// In auto mode: what the leader asks for by itself.
+fn change_of_ring(situation: &Situation<'_>) -> Option<Duty> {
+    let state = situation.state;
+    if !matches!(situation.mode, RingMode::Auto { .. }) || !situation.looks_after_ring {
+        return None;
+    }
+    let may = |command: &Command| state.clone().apply(command) == Response::Done;
+    if let Some(open) = &state.transition {
+        let blockers = state.blocked_by();
+        let dead = blockers
+            .iter()
+            .map(|blocker| blocker.node)
+            .find(|node| situation.long_dead.contains(node))?;
+        // A joiner that died before it holds anything is better left out than waited for later.
+        if open.stage.may_abort() && open.change.join.contains(&dead) {
+            return Some(Duty::Abort(open.request));
+        }
+        let request = open.request;
+        let exclude = Command::Exclude {
+            request,
+            node: dead,
+            forced: false,
+        };
+        return may(&exclude).then_some(Duty::Exclude(request, dead));
+    }
+    let waiting = state.members.iter().filter(|(node, member)| {
+        member.stage == MemberStage::Waiting && member.boot > 0 && situation.is_alive(**node)
+    });
+    let join: BTreeSet<NodeId> = match situation.joiners_settled {
+        true => waiting.map(|(node, _)| *node).collect(),
+        false => BTreeSet::new(),
+    };
+    let on_ring = |node: &&NodeId| state.topology.member(**node).is_some();
+    let dead = situation.long_dead.iter().filter(on_ring);
+    let remove_dead: BTreeSet<NodeId> = dead.copied().collect();
+    // First what is best; then one dead node less at a time; then the joiners alone.
+    let mut change = RingChange {
+        join,
+        remove_dead,
+        ..RingChange::default()
+    };
+    loop {
+        let begin = Command::BeginTransition {
+            request: situation.request,
+            change: change.clone(),
+        };
+        if may(&begin) {
+            return Some(Duty::Begin(situation.request, change));
+        }
+        change.remove_dead.pop_last()?;
+    }
 }
 
 /// Voters that a cluster of this many members has: odd, for an even one more adds a way to lose the
@@ -85,37 +207,71 @@ pub(super) fn voters_wanted(members: usize) -> usize {
     }
 }
 
-/// The learners to give a vote: as many as lead to the next odd number, if there are as many that
-/// are alive and have the log. Nobody's vote is taken: who is dead may come back with it.
-fn promotion(situation: &Situation<'_>) -> Option<BTreeSet<NodeId>> {
+/// Who should vote, if that is to change.
+///
+/// Votes follow the member list: who has left or was removed loses its vote, a learner that is alive and has
+/// the log takes its place. As long as nobody left, nobody's vote is taken: who is dead may come back with
+/// it. And who is only excluded keeps it until somebody can take its place.
+fn voting(situation: &Situation<'_>) -> Option<Duty> {
     let state = situation.state;
-    let have = situation.voters.len();
-    if have >= voters_wanted(state.members.len()) {
-        return None;
-    }
-    let missing = if have.is_multiple_of(2) { 1 } else { 2 };
-    let zone = |node: &NodeId| {
-        state
-            .members
-            .get(node)
-            .map_or("", |member| &member.info.zone)
+    let open = state.transition.as_ref();
+    let stays = |node: &NodeId| {
+        let member = state.members.get(node);
+        member.is_some_and(|member| member.stage != MemberStage::Left)
+            && !open.is_some_and(|open| open.excluded.contains(node))
     };
+    let zone = |node: &NodeId| {
+        let member = state.members.get(node);
+        member.map_or("", |member| member.info.zone.as_str())
+    };
+    let wanted = voters_wanted(state.members.keys().filter(|node| stays(node)).count());
     let candidates: Vec<(NodeId, &str)> = situation
         .caught_up
         .iter()
-        .filter(|node| situation.learners.contains(node) && state.members.contains_key(node))
+        .filter(|node| situation.learners.contains(node) && stays(node))
         .filter(|node| situation.peers.get(node).is_some_and(|peer| peer.alive))
         .map(|node| (*node, zone(node)))
         .collect();
-    if candidates.len() < missing {
+    let (fit, unfit): (Vec<NodeId>, Vec<NodeId>) =
+        situation.voters.iter().partition(|node| stays(node));
+    if unfit.is_empty() {
+        // As many as lead to the next odd number.
+        let missing = if fit.len().is_multiple_of(2) { 1 } else { 2 };
+        if fit.len() >= wanted || candidates.len() < missing {
+            return None;
+        }
+        let zones: Vec<&str> = fit.iter().map(zone).collect();
+        let chosen = choose_voters(&zones, &candidates, missing);
+        return Some(Duty::Promote(chosen.into_iter().collect()));
+    }
+    let possible = wanted.min(fit.len() + candidates.len());
+    let size = voters_wanted(possible).max(1);
+    let must_go = unfit.iter().any(|node| {
+        let member = state.members.get(node);
+        member.is_none_or(|member| member.stage == MemberStage::Left)
+    });
+    if (!must_go && size < situation.voters.len()) || fit.is_empty() {
         return None;
     }
-    let zones: Vec<&str> = situation.voters.iter().map(zone).collect();
-    Some(
-        choose_voters(&zones, &candidates, missing)
-            .into_iter()
-            .collect(),
-    )
+    let mut voters: BTreeSet<NodeId> = match fit.len() <= size {
+        true => fit.into_iter().collect(),
+        false => {
+            let kept = fit.contains(&situation.me).then_some(situation.me);
+            let zones: Vec<&str> = kept.iter().map(zone).collect();
+            let rest = fit.iter().filter(|node| Some(**node) != kept);
+            let (alive, dead): (Vec<_>, Vec<_>) = rest
+                .map(|node| (*node, zone(node)))
+                .partition(|(node, _)| situation.is_alive(*node));
+            let alive = choose_voters(&zones, &alive, size - zones.len());
+            let missing = size - zones.len() - alive.len();
+            let dead = choose_voters(&zones, &dead, missing);
+            kept.into_iter().chain(alive).chain(dead).collect()
+        }
+    };
+    let zones: Vec<&str> = voters.iter().map(zone).collect();
+    let more = choose_voters(&zones, &candidates, size - voters.len());
+    voters.extend(more);
+    Some(Duty::SetVoters(voters))
 }
 
 /// `count` of the candidates, so that zones share the voters as evenly as can be; among equals
@@ -146,145 +302,4 @@ pub(super) fn choose_voters(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use mds_types::{ClusterConfig, ClusterId, IncarnationId, MemberInfo};
-
-    use super::*;
-    use crate::gossip::Id;
-    use crate::state::{Command, Response};
-
-    const OURS: ClusterId = ClusterId(7);
-
-    struct World {
-        state: ClusterState,
-        voters: BTreeSet<NodeId>,
-        learners: BTreeSet<NodeId>,
-        caught_up: BTreeSet<NodeId>,
-        peers: BTreeMap<NodeId, Peer>,
-        epoch_due: bool,
-    }
-
-    fn nodes(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
-        ids.into_iter().map(NodeId).collect()
-    }
-
-    fn new_member(node: u64) -> NewMember {
-        NewMember {
-            incarnation: IncarnationId(u128::from(node)),
-            info: MemberInfo::default(),
-        }
-    }
-
-    fn world(members: u64, voters: u64) -> World {
-        let mut state = ClusterState::default();
-        let born = Command::Born {
-            cluster: OURS,
-            config: ClusterConfig::default(),
-            members: (1..=members).map(new_member).collect(),
-        };
-        assert_eq!(state.apply(&born), Response::Done);
-        World {
-            state,
-            voters: nodes(1..=voters),
-            learners: nodes(voters + 1..=members),
-            caught_up: nodes(voters + 1..=members),
-            peers: (1..=members)
-                .map(|node| (NodeId(node), peer(node, OURS, true)))
-                .collect(),
-            epoch_due: false,
-        }
-    }
-
-    fn peer(node: u64, cluster: ClusterId, alive: bool) -> Peer {
-        let id = Id {
-            incarnation: IncarnationId(u128::from(node)),
-            boot: 1,
-            generation: 0,
-            cluster,
-            info: Arc::default(),
-        };
-        Peer { id, alive }
-    }
-
-    fn decide(world: &World, auto_add_members: bool) -> Option<Duty> {
-        next(&Situation {
-            state: &world.state,
-            plan: None,
-            voters: &world.voters,
-            learners: &world.learners,
-            caught_up: &world.caught_up,
-            peers: &world.peers,
-            auto_add_members,
-            epoch_due: world.epoch_due,
-        })
-    }
-
-    #[test]
-    fn voters_are_odd_and_at_most_five() {
-        let wanted: Vec<usize> = (0..9).map(voters_wanted).collect();
-        assert_eq!(wanted, [0, 1, 1, 3, 3, 5, 5, 5, 5]);
-    }
-
-    #[test]
-    fn voters_spread_over_zones() {
-        let candidates: Vec<(NodeId, &str)> =
-            [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "c"), (6, "c")]
-                .map(|(node, zone)| (NodeId(node), zone))
-                .to_vec();
-        assert_eq!(choose_voters(&[], &candidates, 3), [1, 4, 5].map(NodeId));
-        assert_eq!(
-            choose_voters(&[], &candidates, 5),
-            [1, 2, 4, 5, 6].map(NodeId)
-        );
-        assert_eq!(choose_voters(&["b", "c", "c"], &candidates, 1), [NodeId(1)]);
-        assert_eq!(choose_voters(&[], &candidates, 9).len(), 6);
-    }
-
-    #[test]
-    fn two_learners_at_a_time_get_a_vote() {
-        assert_eq!(
-            decide(&world(2, 1), true),
-            None,
-            "two voters are worse than one"
-        );
-        assert_eq!(
-            decide(&world(3, 1), true),
-            Some(Duty::Promote(nodes([2, 3])))
-        );
-        assert_eq!(decide(&world(7, 5), true), None);
-        let mut dead = world(3, 1);
-        dead.peers.insert(NodeId(3), peer(3, OURS, false));
-        assert_eq!(decide(&dead, true), None, "a dead learner gets no vote");
-        let mut behind = world(3, 1);
-        behind.caught_up.remove(&NodeId(2));
-        assert_eq!(decide(&behind, true), None, "one without the log neither");
-    }
-
-    #[test]
-    fn a_joiner_becomes_member_then_learner() {
-        let mut world = world(3, 3);
-        world
-            .peers
-            .insert(NodeId(8), peer(8, ClusterId::NONE, true));
-        world.peers.insert(NodeId(9), peer(9, OURS, true));
-        assert_eq!(decide(&world, false), None);
-        assert_eq!(decide(&world, true), Some(Duty::AddMember(new_member(9))));
-        let _ = world.state.apply(&Command::AddMember {
-            member: new_member(9),
-        });
-        assert_eq!(decide(&world, false), Some(Duty::AddLearners(nodes([9]))));
-        world.learners.insert(NodeId(9));
-        assert_eq!(decide(&world, true), None);
-    }
-
-    #[test]
-    fn the_epoch_waits_for_nobody_but_birth() {
-        let mut world = world(3, 1);
-        world.epoch_due = true;
-        assert_eq!(decide(&world, true), Some(Duty::AdvanceEpoch(Epoch(2))));
-        world.state = ClusterState::default();
-        assert_eq!(decide(&world, true), None);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mds_types::{Epoch, NodeId};
+use mds_types::{Epoch, NodeId, RequestId};
 use openraft::{ChangeMembers, EmptyNode, LogIdOptionExt};
 use openraft_rt::{AsyncRuntime, WatchReceiver};
 
@@ -117,11 +117,23 @@ impl Control {
             )
         });
         let epoch_due = self.epoch.is_due(self.now_ns, leads, state.epoch);
+        if !leads {
+            self.watch = super::ring::RingWatch::default();
+        }
         if !leads || self.duty_running {
             self.exec.enter(|| drop(raft));
             return;
         }
+        let long_dead = self.watch.look(
+            self.now_ns,
+            self.me,
+            &state,
+            self.gossip.peers(),
+            self.config.ring_mode,
+        );
+        let request = RequestId(self.rng.next_u128());
         let duty = duties::next(&Situation {
+            me: self.me,
             state: &state,
             plan: self.plan.as_ref(),
             voters: &voters,
@@ -130,6 +142,12 @@ impl Control {
             peers: self.gossip.peers(),
             auto_add_members: self.config.auto_add_members,
             epoch_due,
+            floor: self.clocks.floor(self.now_ns),
+            mode: self.config.ring_mode,
+            long_dead: &long_dead,
+            looks_after_ring: self.watch.is_due(self.now_ns),
+            joiners_settled: self.watch.joiners_settled(self.now_ns),
+            request,
         });
         let events = self.events.clone();
         let Some(duty) = duty else {
@@ -239,7 +257,16 @@ async fn perform(raft: Raft, duty: Duty) {
             members: plan.members,
         },
         Duty::AddMember(member) => Command::AddMember { member },
-        Duty::AdvanceEpoch(to) => Command::AdvanceEpoch { to },
+        Duty::AdvanceEpoch(to, floor) => Command::AdvanceEpochWithFloor { to, floor },
+        Duty::Step(from, floor) => Command::StepTransition { from, floor },
+        Duty::Begin(request, change) => Command::BeginTransition { request, change },
+        Duty::Abort(request) => Command::AbortTransition { request },
+        Duty::Exclude(request, node) => Command::Exclude {
+            request,
+            node,
+            forced: false,
+        },
+        Duty::RemoveMember(node) => Command::RemoveMember { node },
         Duty::AddLearners(nodes) => {
             let nodes = nodes
                 .into_iter()
@@ -248,6 +275,10 @@ async fn perform(raft: Raft, duty: Duty) {
             return change(raft, ChangeMembers::AddNodes(nodes)).await;
         }
         Duty::Promote(nodes) => return change(raft, ChangeMembers::AddVoterIds(nodes)).await,
+        Duty::SetVoters(nodes) => {
+            return change(raft, ChangeMembers::ReplaceAllVoters(nodes)).await;
+        }
+        Duty::DropLearners(nodes) => return change(raft, ChangeMembers::RemoveNodes(nodes)).await,
     };
     let text = command.to_string();
     match propose(raft, command).await {

@@ -14,14 +14,14 @@ use super::Control;
 use super::lead::propose;
 use crate::raft::{RaftRpc, Sender, answer};
 use crate::rt::Rt;
-use crate::state::Command;
+use crate::state::{Command, REMOVED};
 use crate::wire::{Body, Envelope};
 
 /// Questions of others that are being answered at a time; more are dropped, and asked again.
 const ANSWERING_MAX: usize = 1024;
 
 /// Counts a question for as long as it is being answered.
-struct Answering(Arc<AtomicUsize>);
+pub(super) struct Answering(Arc<AtomicUsize>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
@@ -45,6 +45,10 @@ impl Control {
             }
         };
         let (from, cluster) = (envelope.from, envelope.cluster);
+        let clock_us = envelope.clock_us;
+        if self.is_present_start(from, envelope.from_boot, envelope.from_nonce) {
+            self.clocks.heard(from, self.now_ns, clock_us);
+        }
         match envelope.body {
             // These two are how nodes find out that they are of different clusters.
             Body::Invite { plan } => self.on_invite(from, envelope.reply_addr, cluster, plan),
@@ -52,6 +56,15 @@ impl Control {
             _ if cluster != self.cluster() || cluster.is_none() => {
                 self.counters.foreign_messages += 1;
                 tracing::debug!(%from, %cluster, "dropped a message of another cluster");
+            }
+            Body::Removed { incarnation } => {
+                if incarnation == self.home.identity().incarnation {
+                    self.refuse(REMOVED.to_owned());
+                }
+            }
+            _ if self.with_state(|state| state.is_removed(from)) == Some(true) => {
+                self.counters.stale_messages += 1;
+                self.tell_removed(from, Some(envelope.reply_addr));
             }
             // The state machine judges an announcement, and its sender has to hear the verdict.
             Body::Propose { id, command } => {
@@ -62,7 +75,15 @@ impl Control {
                             && *boot == envelope.from_boot
                             && *nonce == envelope.from_nonce
                 );
-                if own {
+                let reported = matches!(
+                    &command,
+                    Command::Ack { member, .. } | Command::Ready { member, .. } if *member == from
+                ) && self.is_present_start(
+                    from,
+                    envelope.from_boot,
+                    envelope.from_nonce,
+                );
+                if own || reported {
                     self.on_propose(from, envelope.reply_addr, id, command);
                 } else {
                     self.counters.malformed_messages += 1;
@@ -88,6 +109,10 @@ impl Control {
                 self.outbox
                     .send_to_start(from, envelope.reply_addr, Body::SupersededStart);
             }
+            Body::Ask { id, request, ask } => {
+                self.answer_ask(from, envelope.reply_addr, id, request, ask);
+            }
+            Body::Asked { id, outcome } => self.on_asked(id, outcome),
             Body::RaftRequest { id, rpc } => {
                 self.answer_question(from, envelope.reply_addr, id, rpc);
             }
@@ -111,6 +136,30 @@ impl Control {
             })
         });
         superseded.unwrap_or(false)
+    }
+
+    /// Whether this is the start of `from` that the cluster has agreed on last.
+    fn is_present_start(&self, from: NodeId, boot: u64, nonce: u64) -> bool {
+        let present = self.with_state(|state| {
+            let member = state.members.get(&from);
+            member.is_some_and(|member| (member.boot, member.boot_nonce) == (boot, nonce))
+        });
+        present.unwrap_or(false)
+    }
+
+    /// Tells a node that its directory was removed, so that it stops.
+    pub(super) fn tell_removed(&self, node: NodeId, addr: Option<String>) {
+        let gone = self.with_state(|state| {
+            let mut removed = state.removed.iter().rev();
+            removed.find(|gone| gone.node_id() == node).copied()
+        });
+        if let Some(Some(incarnation)) = gone {
+            let body = Body::Removed { incarnation };
+            match addr {
+                Some(addr) => self.outbox.send_to_start(node, addr, body),
+                None => self.outbox.send(node, body),
+            }
+        }
     }
 
     fn answer_question(&mut self, from: NodeId, addr: String, id: u64, rpc: RaftRpc) {
@@ -145,7 +194,7 @@ impl Control {
         });
     }
 
-    fn begin_answer(&mut self) -> Option<(crate::raft::Raft, Answering)> {
+    pub(super) fn begin_answer(&mut self) -> Option<(crate::raft::Raft, Answering)> {
         let parts = self.raft.as_ref()?;
         if self.answering.load(Ordering::Relaxed) >= ANSWERING_MAX {
             self.counters.shed_messages += 1;
@@ -180,6 +229,7 @@ impl Control {
             from_boot: self.boot,
             from_nonce: self.nonce,
             reply_addr: self.config.info.peer_addr.clone(),
+            clock_us: self.clocks.own_us(),
             to,
             body,
         };

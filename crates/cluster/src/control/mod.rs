@@ -14,18 +14,24 @@
 //!    number was used by another start (a copied or restored directory) stops.
 //! 4. Gossip only says whom to invite and where to reach whom; members and votes are Raft's.
 //!
-//! **What it does not do yet**: change the ring, remove members, replace a dead voter.
+//! 5. The ring changes by agreed commands alone. The leader proposes what is due; whether its conditions
+//!    are met the agreed state judges by itself.
+//!
+//! What it does not do: stream, verify or drop data. The shell says when this node has acknowledged a
+//! version ([`Control::on_acked`]) and when it holds what it gains ([`Control::on_ready`]).
 
 mod api;
 mod birth;
 mod duties;
 mod lead;
 mod messages;
+mod report;
+mod ring;
 mod show;
 
 pub use api::{
     AdminError, AdminReply, AdminRequest, ControlConfig, ControlCounters, ControlError,
-    ControlOutputs,
+    ControlOutputs, RingMode, RingRequest,
 };
 
 use std::collections::BTreeSet;
@@ -35,7 +41,7 @@ use std::sync::{Arc, Mutex};
 
 use mds_storage::Disk;
 use mds_storage::datadir::{DataDir, note_start};
-use mds_types::{ClusterId, NodeId};
+use mds_types::{ClusterId, NodeId, TopologyVersion};
 use openraft_rt::AsyncRuntime;
 
 use crate::exec::{Exec, lock};
@@ -45,7 +51,7 @@ use crate::random::SplitMix64;
 use crate::rt::Rt;
 use crate::state::check_info;
 use crate::view::{ClusterView, Standing};
-use crate::wire::{BirthPlan, Proposed};
+use crate::wire::{BirthPlan, Proposed, RingOutcome};
 
 /// How often the control part looks after what no event drives: invitations, announcements,
 /// duties. Nanoseconds.
@@ -70,6 +76,8 @@ enum Event {
     DutyDone,
     /// An announcement was answered.
     Announced(Proposed),
+    /// An administrator's request was answered.
+    Asked(u64, RingOutcome),
 }
 
 /// An `init` that waits for the birth.
@@ -116,6 +124,10 @@ pub struct Control {
     /// Planned members that are part of another cluster now.
     lost_to_others: BTreeSet<NodeId>,
     waiting: Vec<WaitingInit>,
+    reports: report::Reports,
+    clocks: report::Clocks,
+    asks: Vec<ring::WaitingAsk>,
+    watch: ring::RingWatch,
 
     stopped: Option<Standing>,
     fatal: Option<String>,
@@ -208,6 +220,10 @@ impl Control {
             epoch: lead::EpochClock::new(config.epoch_interval_ms),
             lost_to_others: BTreeSet::new(),
             waiting: Vec::new(),
+            reports: report::Reports::default(),
+            clocks: report::Clocks::default(),
+            asks: Vec::new(),
+            watch: ring::RingWatch::default(),
             stopped: None,
             fatal: None,
             fatal_shown: false,
@@ -232,10 +248,17 @@ impl Control {
     /// Takes an administrator's request; the answer comes with [`Control::outputs`] under `id`.
     pub fn on_admin(&mut self, mono_ns: u64, id: u64, request: AdminRequest) {
         self.advance(mono_ns);
-        let AdminRequest::Init {
-            config,
-            expected_nodes,
-        } = request;
+        let (config, expected_nodes) = match request {
+            AdminRequest::Init {
+                config,
+                expected_nodes,
+            } => (config, expected_nodes),
+            AdminRequest::Ring { request, ask } => return self.begin_ask(id, request, ask),
+            AdminRequest::TransitionStatus => {
+                let status = AdminReply::Status(self.view.transition.clone());
+                return self.admin.push((id, Ok(status)));
+            }
+        };
         match self.init(config, expected_nodes) {
             Ok(()) => {
                 let deadline_ns = mono_ns.saturating_add(ADMIN_TIMEOUT_NS);
@@ -245,9 +268,23 @@ impl Control {
         }
     }
 
-    /// Fires timers and runs tasks until nothing is left to do now.
-    pub fn turn(&mut self, mono_ns: u64) {
+    /// This node's requests that it began under versions of the ring before this one have ended, and it will
+    /// remember the version over restarts: says so to the cluster, until it is agreed on.
+    pub fn on_acked(&mut self, version: TopologyVersion) {
+        self.reports.acked(version);
+    }
+
+    /// This node holds, verified, what it gains in the change of the ring: says so to the cluster. `version`
+    /// is that of the rings under which it was verified.
+    pub fn on_ready(&mut self, version: TopologyVersion) {
+        self.reports.ready(version);
+    }
+
+    /// Fires timers and runs tasks until nothing is left to do now. `wall_us` is the physical clock,
+    /// microseconds since 1970: floors of epochs are made of it, nothing else.
+    pub fn turn(&mut self, mono_ns: u64, wall_us: u64) {
         self.advance(mono_ns);
+        self.clocks.set_own(wall_us);
         if self.is_running() {
             self.gossip.turn(self.now_ns);
             self.run_tasks();
@@ -258,6 +295,7 @@ impl Control {
             }
         }
         self.answer_waiting();
+        self.give_up_asks();
         self.refresh_view();
     }
 
@@ -367,6 +405,7 @@ impl Control {
             match event {
                 Event::DutyDone => self.duty_running = false,
                 Event::Announced(outcome) => self.on_announced(outcome),
+                Event::Asked(key, outcome) => self.on_asked(key, outcome),
             }
         }
         self.look_for_failure();
@@ -376,6 +415,8 @@ impl Control {
         self.watch_for_copies();
         self.invite();
         self.announce();
+        self.report();
+        self.try_asks();
         self.lead();
     }
 

@@ -94,7 +94,7 @@ pub struct RequestRecord {
 }
 
 /// Why a stage, or the settling of a ring, goes on.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitsFor {
     /// The member has not acknowledged the version.
@@ -104,7 +104,7 @@ pub enum WaitsFor {
 }
 
 /// A member that holds a transition up.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Blocker {
     /// The member.
     pub node: NodeId,

@@ -153,7 +153,8 @@ impl ControlLoop {
     /// Lets the control part work until it has nothing to do, and carries its outputs away.
     fn turn(&mut self) {
         loop {
-            self.control.turn(clock::now().mono_ns);
+            let now = clock::now();
+            self.control.turn(now.mono_ns, now.wall_us);
             let outputs = self.control.outputs();
             for (addr, bytes) in outputs.datagrams {
                 // A full queue drops it: gossip expects losses.

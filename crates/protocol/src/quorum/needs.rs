@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use mds_types::RingUse;
+
 use super::ReplicaSet;
 
 /// One of the two rings of a change.
@@ -76,6 +78,14 @@ impl Needs {
         Needs {
             current: Need { needed, replicas },
             next: Need::NONE,
+        }
+    }
+
+    /// Of the needs in each ring, those of the rings that a request uses.
+    pub fn used(by: RingUse, current: Need, next: Need) -> Needs {
+        Needs {
+            current: if by.current { current } else { Need::NONE },
+            next: if by.next { next } else { Need::NONE },
         }
     }
 

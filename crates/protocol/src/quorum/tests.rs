@@ -12,6 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::golden;
 
+mod rings;
+
 /// The record that a test calls `v`: its version is `v`; versions divisible by 5 are tombstones.
 fn record(v: u64) -> Record {
     Record {

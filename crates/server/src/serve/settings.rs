@@ -59,6 +59,7 @@ pub(super) fn of(config: &NodeConfig, seed: u64) -> shell::NodeConfig {
             epoch_interval_ms: Some(config.epoch_interval_ms),
             seed,
             auto_add_members: true,
+            ring_mode: mds_cluster::RingMode::Operator,
         },
         resp_listen: config.resp_listen.to_string(),
         peer_listen: config.peer_listen.to_string(),

@@ -78,7 +78,8 @@ impl Process {
             return;
         }
         self.control.is_turn_due = false;
-        let mono_ns = self.clock.at(env.now_ns).mono_ns;
+        let now = self.clock.at(env.now_ns);
+        let mono_ns = now.mono_ns;
         let lane = &mut self.control;
         while let Some(input) = lane.inbox.pop_front() {
             match input {
@@ -90,7 +91,7 @@ impl Process {
                 }
             }
         }
-        lane.control.turn(mono_ns);
+        lane.control.turn(mono_ns, now.wall_us);
         let outputs = lane.control.outputs();
         if self.disk.is_stopped() {
             // The power failed in this turn: nothing of it gets out.

@@ -233,6 +233,7 @@ impl Machine {
             epoch_interval_ms: Some(EPOCH_INTERVAL_MS),
             seed: self.random.bits(),
             auto_add_members: true,
+            ring_mode: mds_cluster::RingMode::Operator,
         }
     }
 

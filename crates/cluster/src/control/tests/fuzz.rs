@@ -9,7 +9,7 @@ use mds_types::{ClusterConfig, IncarnationId, MemberInfo};
 use proptest::prelude::*;
 
 use super::sim::{MS, SECOND};
-use crate::control::{AdminRequest, Control, ControlConfig, ControlError};
+use crate::control::{AdminRequest, Control, ControlConfig, ControlError, RingMode};
 use crate::gossip::GossipTiming;
 use crate::raft::RaftTiming;
 use crate::view::Standing;
@@ -23,6 +23,7 @@ fn config(info: MemberInfo) -> ControlConfig {
         epoch_interval_ms: None,
         seed: 5,
         auto_add_members: true,
+        ring_mode: RingMode::Operator,
     }
 }
 
@@ -53,7 +54,7 @@ fn lone() -> (Control, u64) {
     while control.view().standing != Standing::Active {
         now = control.next_deadline().unwrap().max(now + MS);
         assert!(now < 10 * SECOND);
-        control.turn(now);
+        control.turn(now, now / 1_000);
         control.sync_storage(now).unwrap();
     }
     (control, now)
@@ -106,7 +107,7 @@ proptest! {
             };
             control.on_datagram(now, &framed);
             control.on_message(now, Bytes::from(framed));
-            control.turn(now);
+            control.turn(now, now / 1_000);
             prop_assert_eq!(control.outputs().fatal, None);
         }
         prop_assert_eq!(&control.view().standing, &Standing::Active);

@@ -6,10 +6,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mds_storage::FaultyDisk;
 use mds_storage::datadir::DataDir;
-use mds_types::{ClusterConfig, ClusterId, IncarnationId, MemberInfo, NodeId};
+use mds_types::{
+    ClusterConfig, ClusterId, IncarnationId, MemberInfo, NodeId, RequestId, RingStage,
+    TopologyVersion,
+};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::control::{AdminError, AdminReply, AdminRequest, Control, ControlConfig, ControlError};
+use crate::control::{
+    AdminError, AdminReply, AdminRequest, Control, ControlConfig, ControlError, RingMode,
+    RingRequest,
+};
 use crate::exec::lock;
 use crate::gossip::GossipTiming;
 use crate::raft::RaftTiming;
@@ -23,10 +29,33 @@ pub(super) const SECOND: u64 = 1_000 * MS;
 const EVENTS_PER_INSTANT_MAX: u64 = 10_000;
 
 enum Event {
-    Turn { node: usize },
-    Datagram { to: usize, bytes: Bytes },
-    Message { to: usize, bytes: Bytes },
-    Synced { node: usize, life: u64 },
+    Turn {
+        node: usize,
+    },
+    Datagram {
+        to: usize,
+        bytes: Bytes,
+    },
+    Message {
+        to: usize,
+        bytes: Bytes,
+    },
+    Synced {
+        node: usize,
+        life: u64,
+    },
+    /// The data core has drained what it began under older versions.
+    Acked {
+        node: usize,
+        life: u64,
+        version: TopologyVersion,
+    },
+    /// The data core holds what it gains.
+    Ready {
+        node: usize,
+        life: u64,
+        version: TopologyVersion,
+    },
 }
 
 pub(super) struct Node {
@@ -40,6 +69,10 @@ pub(super) struct Node {
     life: u64,
     next_turn: Option<u64>,
     syncing: bool,
+    /// The version that the data core, played by the test, has drained for.
+    drained: TopologyVersion,
+    /// How far this node's physical clock is ahead, microseconds.
+    pub(super) clock_ahead_us: u64,
     pub(super) admin: Vec<Result<AdminReply, AdminError>>,
 }
 
@@ -53,6 +86,9 @@ pub(super) struct World {
     cut: BTreeSet<(usize, usize)>,
     pub(super) loss_percent: u64,
     pub(super) epoch_interval_ms: Option<u64>,
+    pub(super) ring_mode: RingMode,
+    /// Nodes whose data core neither drains nor gets ready.
+    pub(super) stuck: BTreeSet<usize>,
     pub(super) snapshot_every: u64,
     /// How long a sync takes, at most.
     pub(super) sync_ns_max: u64,
@@ -76,6 +112,8 @@ impl World {
             cut: BTreeSet::new(),
             loss_percent: 2,
             epoch_interval_ms: None,
+            ring_mode: RingMode::Operator,
+            stuck: BTreeSet::new(),
             snapshot_every: 40,
             sync_ns_max: 8 * MS,
             seeds: vec!["node-0:1".to_owned(), "node-1:1".to_owned()],
@@ -110,6 +148,8 @@ impl World {
             life: 0,
             next_turn: None,
             syncing: false,
+            drained: TopologyVersion(0),
+            clock_ahead_us: 0,
             admin: Vec::new(),
         });
         node
@@ -146,6 +186,7 @@ impl World {
             epoch_interval_ms: self.epoch_interval_ms,
             seed,
             auto_add_members: true,
+            ring_mode: self.ring_mode,
         }
     }
 
@@ -157,6 +198,7 @@ impl World {
         entry.life += 1;
         entry.next_turn = None;
         entry.syncing = false;
+        entry.drained = TopologyVersion(0);
         entry.died_of = None;
         match opened {
             Ok(control) => {
@@ -248,7 +290,13 @@ impl World {
     pub(super) fn agree(&self) -> bool {
         let mut states = self.running().into_iter().map(|node| {
             let view = self.view(node);
-            (&view.members, &view.topology, view.epoch, view.cluster)
+            (
+                &view.members,
+                &view.rings,
+                &view.floors,
+                view.epoch,
+                view.cluster,
+            )
         });
         let first = states.next();
         states.all(|state| Some(state) == first)
@@ -323,6 +371,26 @@ impl World {
                     self.after(to);
                 }
             }
+            Event::Acked {
+                node,
+                life,
+                version,
+            } => {
+                if let Some(control) = self.control_of(node, life) {
+                    control.on_acked(version);
+                    self.after(node);
+                }
+            }
+            Event::Ready {
+                node,
+                life,
+                version,
+            } => {
+                if let Some(control) = self.control_of(node, life) {
+                    control.on_ready(version);
+                    self.after(node);
+                }
+            }
             Event::Synced { node, life } => {
                 let now = self.now;
                 let entry = &mut self.nodes[node];
@@ -338,6 +406,69 @@ impl World {
         }
     }
 
+    fn control_of(&mut self, node: usize, life: u64) -> Option<&mut Control> {
+        let entry = &mut self.nodes[node];
+        entry.control.as_mut().filter(|_| entry.life == life)
+    }
+
+    /// What a data core does when the rings change: it drains, it streams.
+    fn play_core(&mut self, node: usize) {
+        if self.stuck.contains(&node) {
+            return;
+        }
+        let view = self.control(node).view().clone();
+        let rings = &view.rings;
+        if rings.version <= self.nodes[node].drained || view.raft.role == RaftRole::None {
+            return;
+        }
+        self.nodes[node].drained = rings.version;
+        let (life, version) = (self.nodes[node].life, rings.version);
+        let at = self.now + self.between(MS, 80 * MS);
+        self.schedule(
+            at,
+            Event::Acked {
+                node,
+                life,
+                version,
+            },
+        );
+        let gains = rings
+            .next
+            .as_ref()
+            .is_some_and(|ring| ring.topology.member(view.me).is_some());
+        if rings.stage == RingStage::Stream && gains {
+            let at = self.now + self.between(50 * MS, 500 * MS);
+            self.schedule(
+                at,
+                Event::Ready {
+                    node,
+                    life,
+                    version,
+                },
+            );
+        }
+    }
+
+    /// Lets a core that was stuck go on.
+    pub(super) fn unstick(&mut self, node: usize) {
+        self.stuck.remove(&node);
+        self.nodes[node].drained = TopologyVersion(0);
+        self.after(node);
+    }
+
+    /// Asks a node for a change of the ring.
+    pub(super) fn ask(&mut self, node: usize, request: u128, ask: RingRequest) {
+        let now = self.now;
+        let request = AdminRequest::Ring {
+            request: RequestId(request),
+            ask,
+        };
+        if let Some(control) = &mut self.nodes[node].control {
+            control.on_admin(now, 2, request);
+            self.after(node);
+        }
+    }
+
     /// A turn, and what comes of it.
     fn after(&mut self, node: usize) {
         let now = self.now;
@@ -345,7 +476,7 @@ impl World {
         let Some(control) = &mut entry.control else {
             return;
         };
-        control.turn(now);
+        control.turn(now, now / 1_000 + entry.clock_ahead_us);
         let outputs = control.outputs();
         let deadline = control.next_deadline();
         entry
@@ -357,6 +488,7 @@ impl World {
             return;
         }
         self.check_agreement(node);
+        self.play_core(node);
         for (addr, bytes) in outputs.datagrams {
             self.transmit(node, &addr, bytes, true);
         }
@@ -451,7 +583,7 @@ impl World {
                     let alive = view.peers.values().filter(|peer| peer.alive).count();
                     text += &format!(
                         "  {node}: {} boot {} {:?} of {} {:?} leader {:?} term {} applied {} voters \
-                         {} members {} peers {}/{} epoch {} {:?}\n",
+                         {} members {} peers {}/{} epoch {} {:?} {:?}\n",
                         view.me,
                         view.my_boot,
                         view.standing,
@@ -465,6 +597,7 @@ impl World {
                         alive,
                         view.peers.len(),
                         view.epoch,
+                        view.transition,
                         control.counters(),
                     );
                 }

@@ -1,0 +1,154 @@
+use std::sync::Arc;
+
+use mds_types::{ClusterConfig, ClusterId, IncarnationId, MemberInfo};
+
+use super::*;
+use crate::gossip::Id;
+use crate::state::{Command, Response};
+
+const OURS: ClusterId = ClusterId(7);
+
+struct World {
+    state: ClusterState,
+    voters: BTreeSet<NodeId>,
+    learners: BTreeSet<NodeId>,
+    caught_up: BTreeSet<NodeId>,
+    peers: BTreeMap<NodeId, Peer>,
+    epoch_due: bool,
+    mode: RingMode,
+    long_dead: BTreeSet<NodeId>,
+}
+
+fn nodes(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
+    ids.into_iter().map(NodeId).collect()
+}
+
+fn new_member(node: u64) -> NewMember {
+    NewMember {
+        incarnation: IncarnationId(u128::from(node)),
+        info: MemberInfo::default(),
+    }
+}
+
+fn world(members: u64, voters: u64) -> World {
+    let mut state = ClusterState::default();
+    let born = Command::Born {
+        cluster: OURS,
+        config: ClusterConfig::default(),
+        members: (1..=members).map(new_member).collect(),
+    };
+    assert_eq!(state.apply(&born), Response::Done);
+    World {
+        state,
+        voters: nodes(1..=voters),
+        learners: nodes(voters + 1..=members),
+        caught_up: nodes(voters + 1..=members),
+        peers: (1..=members)
+            .map(|node| (NodeId(node), peer(node, OURS, true)))
+            .collect(),
+        epoch_due: false,
+        mode: RingMode::Operator,
+        long_dead: BTreeSet::new(),
+    }
+}
+
+fn peer(node: u64, cluster: ClusterId, alive: bool) -> Peer {
+    let id = Id {
+        incarnation: IncarnationId(u128::from(node)),
+        boot: 1,
+        generation: 0,
+        cluster,
+        info: Arc::default(),
+    };
+    Peer { id, alive }
+}
+
+fn decide(world: &World, auto_add_members: bool) -> Option<Duty> {
+    next(&Situation {
+        me: NodeId(1),
+        state: &world.state,
+        plan: None,
+        voters: &world.voters,
+        learners: &world.learners,
+        caught_up: &world.caught_up,
+        peers: &world.peers,
+        auto_add_members,
+        epoch_due: world.epoch_due,
+        floor: Hlc(77),
+        mode: world.mode,
+        long_dead: &world.long_dead,
+        looks_after_ring: true,
+        joiners_settled: true,
+        request: RequestId(5),
+    })
+}
+
+#[test]
+fn voters_are_odd_and_at_most_five() {
+    let wanted: Vec<usize> = (0..9).map(voters_wanted).collect();
+    assert_eq!(wanted, [0, 1, 1, 3, 3, 5, 5, 5, 5]);
+}
+
+#[test]
+fn voters_spread_over_zones() {
+    let candidates: Vec<(NodeId, &str)> =
+        [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "c"), (6, "c")]
+            .map(|(node, zone)| (NodeId(node), zone))
+            .to_vec();
+    assert_eq!(choose_voters(&[], &candidates, 3), [1, 4, 5].map(NodeId));
+    assert_eq!(
+        choose_voters(&[], &candidates, 5),
+        [1, 2, 4, 5, 6].map(NodeId)
+    );
+    assert_eq!(choose_voters(&["b", "c", "c"], &candidates, 1), [NodeId(1)]);
+    assert_eq!(choose_voters(&[], &candidates, 9).len(), 6);
+}
+
+#[test]
+fn two_learners_at_a_time_get_a_vote() {
+    assert_eq!(
+        decide(&world(2, 1), true),
+        None,
+        "two voters are worse than one"
+    );
+    assert_eq!(
+        decide(&world(3, 1), true),
+        Some(Duty::Promote(nodes([2, 3])))
+    );
+    assert_eq!(decide(&world(7, 5), true), None);
+    let mut dead = world(3, 1);
+    dead.peers.insert(NodeId(3), peer(3, OURS, false));
+    assert_eq!(decide(&dead, true), None, "a dead learner gets no vote");
+    let mut behind = world(3, 1);
+    behind.caught_up.remove(&NodeId(2));
+    assert_eq!(decide(&behind, true), None, "one without the log neither");
+}
+
+#[test]
+fn a_joiner_becomes_member_then_learner() {
+    let mut world = world(3, 3);
+    world
+        .peers
+        .insert(NodeId(8), peer(8, ClusterId::NONE, true));
+    world.peers.insert(NodeId(9), peer(9, OURS, true));
+    assert_eq!(decide(&world, false), None);
+    assert_eq!(decide(&world, true), Some(Duty::AddMember(new_member(9))));
+    let _ = world.state.apply(&Command::AddMember {
+        member: new_member(9),
+    });
+    assert_eq!(decide(&world, false), Some(Duty::AddLearners(nodes([9]))));
+    world.learners.insert(NodeId(9));
+    assert_eq!(decide(&world, true), None);
+}
+
+#[test]
+fn the_epoch_waits_for_nobody_but_birth() {
+    let mut world = world(3, 1);
+    world.epoch_due = true;
+    assert_eq!(
+        decide(&world, true),
+        Some(Duty::AdvanceEpoch(Epoch(2), Hlc(77)))
+    );
+    world.state = ClusterState::default();
+    assert_eq!(decide(&world, true), None);
+}
