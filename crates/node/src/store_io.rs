@@ -9,19 +9,29 @@
 //! 1. A merge is answered only after the store made it durable under its policy, and what a read
 //!    shows has been answered so before: a reader never sees what a crash could take back.
 //! 2. Batches are carried out in the order they were handed over.
-//! 3. Hints are best effort: they follow the merges, are synced at most every
+//! 3. Orders about epochs ([`LedgerOrder`]) are carried out after the merges that came before them: an epoch is
+//!    closed when everything that was accepted of it is in.
+//! 4. A watermark is raised only if the store's own root is, at that moment, the one that all other
+//!    replicas were seen to have.
+//! 5. Collection and wiping go on in bounded steps, between batches.
+//! 6. Hints are best effort: they follow the merges, are synced at most every
 //!    [`HINT_SYNC_EVERY_MS`], and their failure is counted, never a reason to refuse a write.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mds_protocol::verification;
 use mds_storage::Disk;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
-use mds_storage::store::{Merged, Purpose, Store, StoreError, StoreReader};
-use mds_types::{Epoch, Hlc, NodeId, PartitionId, Record};
+use mds_storage::store::{
+    IndexRow, Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store,
+    StoreError, StoreReader, WipeProgress,
+};
+use mds_types::{Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
 
 use crate::core::LinkId;
+use crate::sync_io::{self, RootOf, SyncAnswer, SyncQuery};
 
 /// Unsynced hints may be this old, milliseconds: what a power loss can take of them.
 pub const HINT_SYNC_EVERY_MS: u64 = 200;
@@ -31,6 +41,9 @@ pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes of hints read for one delivery, at most (but always one hint).
 pub const HINT_BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Rows of settled epochs that one step of collection looks at, at most.
+const COLLECT_ROWS_MAX: usize = 2_048;
 
 /// Who waits for an answer of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +82,10 @@ pub struct StoreBatch {
     pub hints_delivered: Vec<(NodeId, HintToken)>,
     /// The epoch, when it has changed.
     pub epoch: Option<Epoch>,
+    /// What the versions of each epoch lie above, when it has changed.
+    pub floors: Option<Arc<EpochFloors>>,
+    /// What is to be promised about epochs and partitions, in order.
+    pub orders: Vec<LedgerOrder>,
     /// Milliseconds since 1970, for the age of hints.
     pub wall_ms: u64,
     /// Monotonic nanoseconds, for syncing at intervals.
@@ -84,6 +101,14 @@ impl StoreBatch {
             && self.hint_reads.is_empty()
             && self.hints_delivered.is_empty()
             && self.epoch.is_none()
+            && self.floors.is_none()
+            && self.orders.is_empty()
+    }
+
+    /// Adds a record to merge.
+    pub fn push(&mut self, ticket: Ticket, purpose: Purpose, record: Record) {
+        self.tickets.push(ticket);
+        self.merges.push((purpose, record));
     }
 
     /// Joins a batch that came later to this one.
@@ -95,9 +120,47 @@ impl StoreBatch {
         self.hint_reads.append(&mut later.hint_reads);
         self.hints_delivered.append(&mut later.hints_delivered);
         self.epoch = later.epoch.max(self.epoch);
+        self.floors = later.floors.or(self.floors.take());
+        self.orders.append(&mut later.orders);
         self.wall_ms = later.wall_ms;
         self.mono_ns = later.mono_ns;
     }
+}
+
+/// Something to promise, or to do, about epochs and partitions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LedgerOrder {
+    /// Take no client's write and no hint of this epoch and earlier ones any more.
+    Close(Epoch),
+    /// Remember that this version of the rings is acknowledged.
+    Acknowledge(TopologyVersion),
+    /// Raise watermarks: all other replicas were seen to have these roots. In order, without gaps.
+    Settle(Vec<RootOf>),
+    /// Another replica has settled up to `epoch` with this chain: follow, if this replica's own chain is the
+    /// same; else the partition is wrong here.
+    Follow {
+        /// The partition.
+        partition: PartitionId,
+        /// The other's watermark.
+        epoch: Epoch,
+        /// The other's chain.
+        chain: u128,
+    },
+    /// Keep rows of versions that something newer has superseded here.
+    Rows {
+        /// The epoch.
+        epoch: Epoch,
+        /// Of one partition.
+        rows: Vec<IndexRow>,
+    },
+    /// Remove all that is here of these partitions.
+    Wipe(Vec<PartitionId>),
+    /// These absent partitions are to be filled from replicas with these watermarks and chains.
+    BeginStreams(Vec<Settlement>),
+    /// A stream has come up to and including this key.
+    AdvanceStream(PartitionId, Bytes),
+    /// Everything of these streams has come.
+    FinishStreams(Vec<PartitionId>),
 }
 
 /// How a merge ended.
@@ -137,6 +200,14 @@ pub struct StoreDone {
     pub hints_pending: Option<Vec<(NodeId, u64)>>,
     /// The store has stopped: why, in words.
     pub failed: Option<String>,
+    /// What the store has promised, when that has changed.
+    pub ledger: Option<Arc<Ledger>>,
+    /// An order to settle was carried out; these were refused because the store's own root is another.
+    pub settled: Option<Vec<(PartitionId, Epoch)>>,
+    /// Pairs that were settled.
+    pub settled_count: u64,
+    /// Partitions that turned out to be wrong here: another replica has settled with another chain.
+    pub wrong: Vec<PartitionId>,
 }
 
 /// The store and what lies beside it, carried out in turns. Owned by one thread.
@@ -146,6 +217,12 @@ pub struct StoreIo {
     hints: HintStore,
     hints_unsynced_since_ms: Option<u64>,
     wait_for_flusher: Option<WaitForFlusher>,
+    floors: Arc<EpochFloors>,
+    /// As it was last reported.
+    ledger: Arc<Ledger>,
+    /// Collection waits: nothing is left that may go before the floors rise.
+    collected_at: Option<(Arc<Ledger>, Arc<EpochFloors>)>,
+    wants_wiping: bool,
 }
 
 /// Waits until the flusher has made room; false when it took too long.
@@ -155,6 +232,10 @@ impl StoreIo {
     /// Takes ownership of an opened store.
     pub fn new(disk: Arc<dyn Disk>, store: Store, hints: HintStore) -> StoreIo {
         StoreIo {
+            floors: Arc::default(),
+            ledger: store.reader().ledger(),
+            collected_at: None,
+            wants_wiping: true,
             disk,
             store,
             hints,
@@ -187,11 +268,21 @@ impl StoreIo {
     pub fn execute(&mut self, mut batch: StoreBatch) -> StoreDone {
         let merged = self.execute_merges(&mut batch);
         let mut done = self.execute_rest(batch);
-        done.merges = merged.merges;
-        done.mark = merged.mark;
-        done.mark_refused = merged.mark_refused;
         done.failed = merged.failed.or(done.failed);
-        done
+        StoreDone {
+            hint_batches: done.hint_batches,
+            hints_stored: done.hints_stored,
+            hints_dropped: done.hints_dropped,
+            hint_bytes_taken: done.hint_bytes_taken,
+            hints_pending: done.hints_pending,
+            failed: done.failed,
+            ..merged
+        }
+    }
+
+    /// What the store has promised.
+    pub fn ledger(&self) -> Arc<Ledger> {
+        self.ledger.clone()
     }
 
     /// The first half: what somebody waits for. Takes it out of the batch.
@@ -219,11 +310,195 @@ impl StoreIo {
             std::mem::take(&mut batch.merges),
         );
         self.merge(tickets, &merges, &mut done);
+        if let Some(floors) = batch.floors.take() {
+            self.floors = floors;
+        }
+        for order in std::mem::take(&mut batch.orders) {
+            if let Err(error) = self.carry_out(order, &mut done) {
+                self.note_failure(error, &mut done);
+            }
+        }
+        if let Err(error) = self.tidy() {
+            self.note_failure(error, &mut done);
+        }
+        let ledger = self.store.reader().ledger();
+        if !Arc::ptr_eq(&ledger, &self.ledger) {
+            self.ledger = ledger.clone();
+            done.ledger = Some(ledger);
+        }
         match self.store.tick(batch.mono_ns) {
             Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
             Err(error) => done.failed = Some(error.to_string()),
         }
         done
+    }
+
+    /// A full disk and a flusher that is behind pass; what poisons the store does not.
+    fn note_failure(&mut self, error: StoreError, done: &mut StoreDone) {
+        match error {
+            StoreError::Full | StoreError::Behind { .. } => {
+                tracing::debug!(%error, "an order about epochs has to wait");
+            }
+            error if self.store.reader().stats().poisoned => {
+                done.failed = Some(error.to_string());
+            }
+            error => tracing::error!(%error, "an order about epochs failed"),
+        }
+    }
+
+    fn carry_out(&mut self, order: LedgerOrder, done: &mut StoreDone) -> Result<(), StoreError> {
+        match order {
+            LedgerOrder::Close(epoch) => self.store.close_epochs(epoch),
+            LedgerOrder::Acknowledge(version) => self.store.acknowledge_topology(version),
+            LedgerOrder::Settle(roots) => {
+                let refused = done.settled.insert(Vec::new());
+                let (settlements, others) = self.still_equal(&roots)?;
+                refused.extend(others);
+                self.settle(&settlements, done)
+            }
+            LedgerOrder::Follow {
+                partition,
+                epoch,
+                chain,
+            } => self.follow(partition, epoch, chain, done),
+            LedgerOrder::Rows { epoch, rows } => self.store.keep_rows(epoch, &rows).map(drop),
+            LedgerOrder::Wipe(partitions) => {
+                self.wants_wiping = true;
+                self.store.begin_wipe(&partitions)
+            }
+            LedgerOrder::BeginStreams(streams) => self.store.begin_streams(&streams),
+            LedgerOrder::AdvanceStream(partition, after) => {
+                self.store.advance_streams(&[(partition, after)])
+            }
+            LedgerOrder::FinishStreams(partitions) => self.store.finish_streams(&partitions),
+        }
+    }
+
+    /// The settlements that these roots are, as far as the store's own roots are the same; and the pairs of
+    /// which they are not.
+    #[expect(
+        clippy::type_complexity,
+        reason = "two lists, named in the sentence above"
+    )]
+    fn still_equal(
+        &self,
+        roots: &[RootOf],
+    ) -> Result<(Vec<Settlement>, Vec<(PartitionId, Epoch)>), StoreError> {
+        let reader = self.store.reader();
+        let ledger = reader.ledger();
+        let mut settlements: Vec<Settlement> = Vec::new();
+        let mut others = Vec::new();
+        for root in roots {
+            let RootOf {
+                partition, epoch, ..
+            } = *root;
+            let last = settlements
+                .last()
+                .filter(|last| last.partition == partition);
+            let entry = ledger.partition(partition);
+            let (settled, chain) = match last {
+                Some(last) => (last.epoch, last.chain),
+                None => (entry.settled, entry.chain),
+            };
+            if epoch.0 != settled.0 + 1 {
+                // It was settled meanwhile, or follows on one that was refused.
+                continue;
+            }
+            let query = SyncQuery::Roots(vec![(partition, epoch)]);
+            let own = sync_io::answer(&reader, &query)?;
+            if own != SyncAnswer::Roots(vec![*root]) {
+                others.push((partition, epoch));
+                continue;
+            }
+            settlements.push(Settlement {
+                partition,
+                epoch,
+                chain: verification::chain(chain, epoch, root.root),
+            });
+        }
+        Ok((settlements, others))
+    }
+
+    fn settle(
+        &mut self,
+        settlements: &[Settlement],
+        done: &mut StoreDone,
+    ) -> Result<(), StoreError> {
+        let outcomes = self.store.settle(settlements)?;
+        let raised = |outcome: &&SettleOutcome| **outcome == SettleOutcome::Raised;
+        done.settled_count += outcomes.iter().filter(raised).count() as u64;
+        Ok(())
+    }
+
+    fn follow(
+        &mut self,
+        partition: PartitionId,
+        epoch: Epoch,
+        chain: u128,
+        done: &mut StoreDone,
+    ) -> Result<(), StoreError> {
+        let reader = self.store.reader();
+        let entry = reader.ledger().partition(partition).clone();
+        if entry.state != PartitionState::Held || entry.settled >= epoch {
+            return Ok(());
+        }
+        match sync_io::chain_up_to(&reader, partition, epoch)? {
+            Some(own) if own == chain => {
+                let settlement = Settlement {
+                    partition,
+                    epoch,
+                    chain,
+                };
+                self.settle(&[settlement], done)
+            }
+            Some(_) => {
+                done.wrong.push(partition);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A bounded step of what goes on by itself: wiping, and collecting what is settled.
+    fn tidy(&mut self) -> Result<(), StoreError> {
+        if self.wants_wiping {
+            self.wants_wiping = self.store.continue_wipe()? != WipeProgress::Done;
+        }
+        let (ledger, floors) = (self.store.reader().ledger(), self.floors.clone());
+        let is_at_rest = self
+            .collected_at
+            .as_ref()
+            .is_some_and(|(then, floors_then)| {
+                Arc::ptr_eq(then, &ledger) && Arc::ptr_eq(floors_then, &floors)
+            });
+        if is_at_rest {
+            return Ok(());
+        }
+        let mut rows_left = COLLECT_ROWS_MAX;
+        for (partition, entry) in ledger.partitions() {
+            if entry.state != PartitionState::Held || entry.collected >= entry.settled {
+                continue;
+            }
+            let floor = floors.floor(Epoch(entry.settled.0 + 1));
+            let step = self.store.collect(partition, floor, rows_left)?;
+            if step.more {
+                return Ok(());
+            }
+            rows_left = rows_left.saturating_sub(step.removed as usize + 1).max(1);
+        }
+        let reached = self.store.reader().ledger();
+        if Arc::ptr_eq(&reached, &ledger) {
+            self.collected_at = Some((reached, floors));
+        }
+        Ok(())
+    }
+
+    /// Whether there is work that goes on by itself: call [`StoreIo::execute`] again soon.
+    pub fn has_more_to_do(&self) -> bool {
+        let is_at_rest = self.collected_at.as_ref().is_some_and(|(then, floors)| {
+            Arc::ptr_eq(then, &self.store.reader().ledger()) && Arc::ptr_eq(floors, &self.floors)
+        });
+        self.wants_wiping || !is_at_rest
     }
 
     /// The second half: hints, for which nobody waits.
@@ -380,6 +655,8 @@ pub enum ReadQuery {
         /// Records at most.
         limit: u32,
     },
+    /// Something that anti-entropy wants to know.
+    Sync(SyncQuery),
     /// The number of live records of a partition.
     Count {
         /// The partition.
@@ -392,8 +669,10 @@ pub enum ReadQuery {
 /// The answer to a [`ReadQuery`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReadAnswer {
-    /// To `Get`.
-    Record(Option<Record>),
+    /// To `Get`, with the watermark of the key's partition.
+    Record(Option<Record>, Epoch),
+    /// To `Sync`.
+    Sync(SyncAnswer),
     /// To `Page`.
     Page {
         /// Records in key order, tombstones included.
@@ -411,7 +690,11 @@ pub enum ReadAnswer {
 /// The store's: a failed read is an error, never "absent".
 pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, StoreError> {
     match query {
-        ReadQuery::Get { key } => Ok(ReadAnswer::Record(reader.get(key)?)),
+        ReadQuery::Get { key } => {
+            let settled = settled_of(reader, key);
+            Ok(ReadAnswer::Record(reader.get(key)?, settled))
+        }
+        ReadQuery::Sync(query) => Ok(ReadAnswer::Sync(sync_io::answer(reader, query)?)),
         ReadQuery::Page {
             partition,
             after,
@@ -426,4 +709,24 @@ pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, Store
             Ok(ReadAnswer::Count(reader.count_live(*partition, *wall_ms)?))
         }
     }
+}
+
+/// The answer to a question about one key that is in memory; none if the disk has to be read.
+pub fn read_in_memory(reader: &StoreReader, query: &ReadQuery) -> Option<ReadAnswer> {
+    let ReadQuery::Get { key } = query else {
+        return None;
+    };
+    let settled = settled_of(reader, key);
+    match reader.get_in_memory(key) {
+        Lookup::Found(record) => Some(ReadAnswer::Record(Some(record), settled)),
+        Lookup::Ask => None,
+    }
+}
+
+/// The watermark of a key's partition, to be asked for *before* the key: what is absent then although it is
+/// settled was deleted or superseded. Asked for afterwards, it might have passed something that came in
+/// between.
+fn settled_of(reader: &StoreReader, key: &[u8]) -> Epoch {
+    let ledger = reader.ledger();
+    ledger.partition(reader.partition_of(key)).settled
 }

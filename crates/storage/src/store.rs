@@ -45,7 +45,7 @@ use std::sync::Arc;
 
 use mds_types::limits::{KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_MAX};
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Epoch, Record};
+use mds_types::{Body, Digest, Epoch, Kind, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -54,7 +54,7 @@ use crate::engine::Engine;
 use crate::epoch_index::EpochIndex;
 use crate::frame::{FRAME_HEADER_BYTES, FrameEncoder};
 use crate::log::{AppendError, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentWriter};
-use crate::row;
+use crate::row::{self, IndexRow};
 use crate::table::{Entry, Table};
 
 pub use self::collect::{Collected, Dead};
@@ -62,7 +62,7 @@ pub use self::flush::Flusher;
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledLeaves};
 pub use self::shared::StoreStats;
-pub use self::watermarks::{Settlement, SettleOutcome};
+pub use self::watermarks::{SettleOutcome, Settlement};
 pub use self::wipe::WipeProgress;
 pub use crate::epoch_index::Leaves;
 pub use crate::error::StoreError;
@@ -267,6 +267,38 @@ impl Store {
         Ok(outcomes)
     }
 
+    /// Keeps rows that another replica has of an epoch, alone: for versions that something newer of another
+    /// epoch has superseded here, so that their records need not be sent (trap T13). Others are left out.
+    /// Returns how many were kept.
+    ///
+    /// # Errors
+    /// As [`Store::merge_for`].
+    pub fn keep_rows(&mut self, epoch: Epoch, rows: &[IndexRow]) -> Result<u64, StoreError> {
+        self.shared.check_sound()?;
+        let header = |row: &IndexRow| {
+            let body = match row.kind {
+                Kind::Value => Body::Value(bytes::Bytes::new()),
+                Kind::Tombstone => Body::Tombstone,
+            };
+            let record = Record {
+                key: row.key.clone(),
+                version: row.version,
+                epoch,
+                expires_at_ms: None,
+                body,
+            };
+            (record, row.digest)
+        };
+        let headers: Vec<(Record, Digest)> = rows.iter().map(header).collect();
+        self.check_limits(headers.iter().map(|(record, _)| (Purpose::Sync, record)))?;
+        let accepted = judge::judge_rows(&self.shared, &headers)?;
+        if !accepted.is_empty() {
+            self.commit(&accepted)?;
+        }
+        self.shared.add(Counter::RowsAlone, accepted.len() as u64);
+        Ok(accepted.len() as u64)
+    }
+
     /// Refuses what is too large before the first byte is written.
     fn check_limits<'a>(
         &self,
@@ -333,7 +365,7 @@ impl Store {
                     // The log's bytes, not the record's: those may belong to something larger.
                     let key = payload.slice(payload.len() - record.key.len()..);
                     let rank = (record.version, record.kind(), accepted.digest);
-                    let row = row::IndexRow::new(partition, bucket_count, key, rank);
+                    let row = IndexRow::new(partition, bucket_count, key, rank);
                     tables.active.put_aside(record.epoch, row);
                 }
             }

@@ -8,6 +8,7 @@
 //! | stage | writes need W in | reads need R in |
 //! |---|---|---|
 //! | `Stable` | current | current |
+//! | `Prepare` | current | current |
 //! | `WriteBoth` | current and next | current |
 //! | `Stream` | current and next | current |
 //! | `ReadBoth` | current and next | current and next |
@@ -47,7 +48,10 @@ pub enum RingStage {
     /// One ring.
     #[default]
     Stable,
-    /// All coordinators learn of the next ring, and write to it.
+    /// Everybody learns of the next ring; nodes that gain partitions make place for them, so that the first
+    /// write that needs them finds them ready.
+    Prepare,
+    /// All coordinators begin to write to the next ring too.
     WriteBoth,
     /// Every new write reaches both rings; gaining replicas stream what is older.
     Stream,
@@ -88,8 +92,9 @@ impl RingUse {
 
 impl RingStage {
     /// All stages, in their order.
-    pub const ALL: [RingStage; 6] = [
+    pub const ALL: [RingStage; 7] = [
         RingStage::Stable,
+        RingStage::Prepare,
         RingStage::WriteBoth,
         RingStage::Stream,
         RingStage::ReadBoth,
@@ -100,7 +105,7 @@ impl RingStage {
     /// Where a write needs W, and the write-back of a read too.
     pub const fn writes(self) -> RingUse {
         match self {
-            RingStage::Stable => RingUse::CURRENT,
+            RingStage::Stable | RingStage::Prepare => RingUse::CURRENT,
             RingStage::WriteBoth
             | RingStage::Stream
             | RingStage::ReadBoth
@@ -112,7 +117,9 @@ impl RingStage {
     /// Where a read needs R.
     pub const fn reads(self) -> RingUse {
         match self {
-            RingStage::Stable | RingStage::WriteBoth | RingStage::Stream => RingUse::CURRENT,
+            RingStage::Stable | RingStage::Prepare | RingStage::WriteBoth | RingStage::Stream => {
+                RingUse::CURRENT
+            }
             RingStage::ReadBoth => RingUse::BOTH,
             RingStage::ReadNext | RingStage::Cleanup => RingUse::NEXT,
         }
@@ -122,6 +129,7 @@ impl RingStage {
     pub const fn following(self) -> Option<RingStage> {
         match self {
             RingStage::Stable => None,
+            RingStage::Prepare => Some(RingStage::WriteBoth),
             RingStage::WriteBoth => Some(RingStage::Stream),
             RingStage::Stream => Some(RingStage::ReadBoth),
             RingStage::ReadBoth => Some(RingStage::ReadNext),
@@ -132,7 +140,10 @@ impl RingStage {
 
     /// Whether the change may still be called off: nobody has read the next ring yet.
     pub const fn may_abort(self) -> bool {
-        matches!(self, RingStage::WriteBoth | RingStage::Stream)
+        matches!(
+            self,
+            RingStage::Prepare | RingStage::WriteBoth | RingStage::Stream
+        )
     }
 }
 
@@ -140,6 +151,7 @@ impl fmt::Display for RingStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             RingStage::Stable => "stable",
+            RingStage::Prepare => "prepare",
             RingStage::WriteBoth => "write-both",
             RingStage::Stream => "stream",
             RingStage::ReadBoth => "read-both",
@@ -227,7 +239,7 @@ mod tests {
 
     #[test]
     fn stages_follow_one_another_and_end_where_they_began() {
-        let mut stage = RingStage::WriteBoth;
+        let mut stage = RingStage::Prepare;
         let mut seen = vec![RingStage::Stable, stage];
         while let Some(next) = stage.following() {
             stage = next;

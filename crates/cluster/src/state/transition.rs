@@ -6,7 +6,7 @@
 //!
 //! **Invariants** (property-tested in `state::tests::transitions`)
 //!
-//! 1. One change at a time. Stages follow one another in their order; only `WriteBoth` and `Stream` may end
+//! 1. One change at a time. Stages follow one another in their order; only `Prepare`, `WriteBoth` and `Stream` may end
 //!    in `Stable` by an abort.
 //! 2. No stage is left before every required member (all but the excluded ones) has acknowledged it:
 //!    acknowledged means that its requests begun under older versions have ended. `Stream` is left only when
@@ -232,7 +232,7 @@ impl ClusterState {
         self.transition = Some(Transition {
             request,
             change: change.clone(),
-            stage: RingStage::WriteBoth,
+            stage: RingStage::Prepare,
             entered: TopologyVersion(self.topology.version.0 + 1),
             first_epoch: None,
             topology,

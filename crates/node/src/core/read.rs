@@ -266,6 +266,15 @@ impl Core {
         let Some(index) = op.replicas.index_of(from) else {
             return;
         };
+        if status == Status::Settled
+            && op.repairing.is_some()
+            && let Some(version) = op.quorum.newest().map(|newest| newest.version)
+        {
+            // It was deleted or overwritten everywhere, and that was proved and forgotten meanwhile.
+            op.quorum.refused_as_settled(version);
+            op.repairing = None;
+            return self.settle_read(now, id);
+        }
         if status != Status::Ok {
             return self.on_read_failed(now, id, index);
         }

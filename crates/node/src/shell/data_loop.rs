@@ -278,11 +278,8 @@ impl DataLoop {
                 has_read = true;
                 continue;
             };
-            if let ReadQuery::Get { key } = &query
-                && let Lookup::Found(record) = store.reader.get_in_memory(key)
-            {
-                let answer = Some(ReadAnswer::Record(Some(record)));
-                core.on_read_done(now, ticket, &query, answer);
+            if let Some(answer) = read_in_memory(&store.reader, &query) {
+                core.on_read_done(now, ticket, &query, Some(answer));
                 has_read = true;
             } else if let Err((ticket, query)) = store.reads.ask((ticket, query)) {
                 core.on_read_done(now, ticket, &query, None);

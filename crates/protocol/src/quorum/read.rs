@@ -147,6 +147,18 @@ impl ReadQuorum {
         self.older.push((record, only));
     }
 
+    /// A replica refused a write-back of `version`: it has settled that record's epoch, and has neither it
+    /// nor anything newer. So the record is dismissed, as if the replica had answered so.
+    pub fn refused_as_settled(&mut self, version: Version) {
+        let is_newest = |newest: &Record| newest.version == version;
+        if self.newest.as_ref().is_some_and(is_newest) {
+            self.dismiss_newest();
+            while self.is_newest_dismissed() {
+                self.dismiss_newest();
+            }
+        }
+    }
+
     /// Whether a replica that does not hold the newest record, nor a newer one that was dismissed, has
     /// settled its epoch.
     fn is_newest_dismissed(&self) -> bool {

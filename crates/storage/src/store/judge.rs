@@ -167,6 +167,46 @@ pub(super) fn judge<'a>(
     Ok((outcomes, accepted))
 }
 
+/// The same for rows of another replica whose records are not sent, because something newer is: each comes
+/// with a header that stands for its record. A row is kept only if something newer of another epoch is
+/// here, so that no row ever stands for what is nowhere.
+pub(super) fn judge_rows<'a>(
+    shared: &Shared,
+    rows: &'a [(Record, Digest)],
+) -> Result<Vec<Accepted<'a>>, StoreError> {
+    let ledger = shared.ledger.get();
+    let mut accepted: Vec<Accepted<'a>> = Vec::new();
+    for (record, digest) in rows {
+        let partition = partition_of(&record.key, shared.options.partition_count);
+        let in_tables = match shared.tables.read().get(&record.key) {
+            Some(entry) if entry.gone => continue,
+            Some(entry) => Some(Current::of_entry(entry)),
+            None => None,
+        };
+        let current = match in_tables {
+            Some(current) => Some(current),
+            None => shared
+                .get_from_engine_in(partition, &record.key)?
+                .map(Current::of_record),
+        };
+        let arriving = Arriving {
+            shared,
+            ledger: &ledger,
+            purpose: Purpose::Sync,
+            record,
+            partition,
+        };
+        let is_here = ledger.partition(partition).is_indexed();
+        let newer = current.filter(|current| is_here && current.version > record.version);
+        if let Some(current) = newer
+            && let Some(row) = arriving.row_alone(&current, || *digest, &accepted)?
+        {
+            accepted.push(row);
+        }
+    }
+    Ok(accepted)
+}
+
 /// A record that is being judged.
 struct Arriving<'a, 'b> {
     shared: &'b Shared,
@@ -190,10 +230,14 @@ impl<'a> Arriving<'a, '_> {
             (Ordering::Greater, current) => {
                 let digest = self.record.digest();
                 let index = self.change_of_winner(digest, current.as_ref());
-                Ok((Merged::Applied, Some(self.accept(What::Record, digest, index))))
+                Ok((
+                    Merged::Applied,
+                    Some(self.accept(What::Record, digest, index)),
+                ))
             }
             (Ordering::Less, Some(current)) => {
-                Ok((Merged::Superseded, self.row_alone(&current, earlier)?))
+                let row = self.row_alone(&current, || self.record.digest(), earlier)?;
+                Ok((Merged::Superseded, row))
             }
             (Ordering::Less | Ordering::Equal, _) => Ok((Merged::Same, None)),
         }
@@ -275,6 +319,7 @@ impl<'a> Arriving<'a, '_> {
     fn row_alone(
         &self,
         current: &Current,
+        digest: impl FnOnce() -> Digest,
         earlier: &[Accepted<'a>],
     ) -> Result<Option<Accepted<'a>>, StoreError> {
         let record = self.record;
@@ -284,7 +329,7 @@ impl<'a> Arriving<'a, '_> {
         {
             return Ok(None);
         }
-        let digest = record.digest();
+        let digest = digest();
         let rank = (record.version, record.kind(), digest);
         let in_batch = earlier
             .iter()
@@ -292,9 +337,12 @@ impl<'a> Arriving<'a, '_> {
             .map(Accepted::rank)
             .max();
         let bucket = self.bucket();
-        let present = self
-            .shared
-            .row(self.ledger, record.epoch, (self.partition, bucket), &record.key)?;
+        let present = self.shared.row(
+            self.ledger,
+            record.epoch,
+            (self.partition, bucket),
+            &record.key,
+        )?;
         let present = present.max(in_batch);
         if present >= Some(rank) {
             return Ok(None);

@@ -158,6 +158,11 @@ impl StoreReader {
         Ok(Leaves::of(&rows, options.bucket_count, options.row_seed))
     }
 
+    /// The partition of a key.
+    pub fn partition_of(&self, key: &[u8]) -> PartitionId {
+        mds_types::slot::partition_of(key, self.shared.options.partition_count)
+    }
+
     /// What this replica has promised about epochs: a snapshot, cheap.
     pub fn ledger(&self) -> Arc<Ledger> {
         self.shared.ledger.get()

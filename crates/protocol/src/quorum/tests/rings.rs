@@ -65,8 +65,9 @@ fn pairs(
 }
 
 /// The stages of a change, and the stable ring after it: requests at a distance of one may overlap.
-const WALK: [RingStage; 7] = [
+const WALK: [RingStage; 8] = [
     RingStage::Stable,
+    RingStage::Prepare,
     RingStage::WriteBoth,
     RingStage::Stream,
     RingStage::ReadBoth,
@@ -131,7 +132,7 @@ fn counting_over_the_union_of_two_rings_is_noticed() {
 #[test]
 fn what_is_written_to_both_rings_is_met_by_all_later_stages() {
     for shape in Shape::all() {
-        for (at, writer) in WALK.iter().enumerate().skip(1) {
+        for (at, writer) in WALK.iter().enumerate().skip(2) {
             for reader in &WALK[at..] {
                 for write in meeting(&shape, shape.writes(*writer)) {
                     let mut reads = meeting(&shape, shape.reads(*reader)).into_iter();
@@ -253,7 +254,7 @@ impl History {
         self.next_version += 1;
         // A coordinator that knows of `Stream` knows E1.
         let epoch = match stage {
-            RingStage::Stable | RingStage::WriteBoth => FIRST - 1,
+            RingStage::Stable | RingStage::Prepare | RingStage::WriteBoth => FIRST - 1,
             _ => FIRST,
         };
         let written = (self.next_version, epoch);
