@@ -133,13 +133,16 @@ async fn until_serving(mut handle: NodeHandle) {
 fn admin_error(error: &ControlError) -> AdminError {
     let words = error.to_string();
     match error {
-        ControlError::AlreadyFormed(_) | ControlError::ClusterInReach { .. } => {
-            AdminError::Conflict(words)
-        }
+        ControlError::AlreadyFormed(_)
+        | ControlError::ClusterInReach { .. }
+        | ControlError::NoCluster
+        | ControlError::Refused(_) => AdminError::Conflict(words),
         ControlError::Invalid(_) => AdminError::BadRequest(words),
         ControlError::TooFewNodes { .. }
         | ControlError::StillForming(_)
         | ControlError::Stopped(_)
+        | ControlError::NotYet(_)
+        | ControlError::NoLeader
         | ControlError::Busy => AdminError::Unavailable(words),
     }
 }
