@@ -18,4 +18,5 @@ pub mod digest;
 pub mod front;
 pub mod shell;
 pub mod store_io;
+pub mod sync_io;
 pub mod wire;

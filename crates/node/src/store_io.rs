@@ -22,11 +22,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mds_protocol::verification;
 use mds_storage::Disk;
+use mds_storage::IndexRow;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
 use mds_storage::store::{
-    IndexRow, Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store,
-    StoreError, StoreReader, WipeProgress,
+    Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store, StoreError,
+    StoreReader, WipeProgress,
 };
 use mds_types::{Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
 

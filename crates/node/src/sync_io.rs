@@ -7,9 +7,8 @@
 use bytes::Bytes;
 use mds_protocol::merkle::Tree;
 use mds_protocol::verification;
-use mds_storage::store::{
-    IndexRow, PartitionState, RowRange, StoreError, StoreReader,
-};
+use mds_storage::store::{PartitionState, StoreError, StoreReader};
+use mds_storage::{IndexRow, RowRange};
 use mds_types::{Epoch, PartitionId, Record};
 
 /// Rows of one answer, at most.
@@ -83,6 +82,8 @@ pub enum SyncQuery {
         partition: PartitionId,
         /// Only keys after this one.
         after: Option<Bytes>,
+        /// Only how far this replica has settled, no records.
+        is_probe: bool,
     },
 }
 
@@ -116,7 +117,7 @@ pub enum SyncAnswer {
 }
 
 /// A page of a partition, and how far its source has settled.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Default, Clone, PartialEq, Eq, Debug)]
 pub struct StreamPage {
     /// In key order, tombstones included.
     pub records: Vec<Record>,
@@ -181,8 +182,13 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
             SyncAnswer::Rows { rows, more }
         }
         SyncQuery::Records(keys) => records(reader, keys)?,
-        SyncQuery::Stream { partition, after } => {
-            SyncAnswer::Stream(stream_page(reader, *partition, after.as_deref())?)
+        SyncQuery::Stream {
+            partition,
+            after,
+            is_probe,
+        } => {
+            let limit = if *is_probe { 0 } else { ROWS_MAX };
+            SyncAnswer::Stream(stream_page(reader, *partition, after.as_deref(), limit)?)
         }
     })
 }
@@ -245,6 +251,7 @@ fn stream_page(
     reader: &StoreReader,
     partition: PartitionId,
     after: Option<&[u8]>,
+    limit: usize,
 ) -> Result<Option<StreamPage>, StoreError> {
     // Before the records: what they lack has not been settled then.
     let ledger = reader.ledger();
@@ -252,7 +259,10 @@ fn stream_page(
     if source.state != PartitionState::Held {
         return Ok(None);
     }
-    let (records, more) = reader.scan_page(partition, after, ROWS_MAX, BYTES_MAX)?;
+    let (records, more) = match limit {
+        0 => (Vec::new(), true),
+        limit => reader.scan_page(partition, after, limit, BYTES_MAX)?,
+    };
     Ok(Some(StreamPage {
         records,
         more,
@@ -282,4 +292,3 @@ pub fn chain_up_to(
     }
     Ok(Some(chain))
 }
-

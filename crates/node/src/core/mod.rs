@@ -14,6 +14,7 @@
 //!   counts, hedges, repairs, and answers; [`scan`] does the same for pages of a partition;
 //! - [`replica`]: the replica's side. This node's own replica is reached by the same request as a
 //!   remote one, through a queue instead of a socket;
+//! - [`anti_entropy`]: compares closed epochs with the other replicas, repairs, copies partitions;
 //! - [`hinting`]: delivers what other nodes missed;
 //! - [`rings`]: who holds what, in the ring and in the one that it changes to;
 //! - [`links`]: connections to peers and their health;
@@ -28,6 +29,7 @@
 //! 5. Given the same inputs, the core produces the same outputs: no clock, no randomness, no
 //!    iteration in hash order.
 
+mod anti_entropy;
 mod hinting;
 mod links;
 mod read;
@@ -46,22 +48,28 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use mds_cluster::{ClusterView, Standing};
 use mds_protocol::placement::Placement;
+use mds_storage::store::Ledger;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
+pub use anti_entropy::{RingReport, SyncStats};
 pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
 pub use stats::{CoreStats, LATENCY_BUCKETS, LatencyHistogram, Outcomes};
 
 use crate::api::{Now, Op, Outcome, Request, RequestError, Submit, Tag};
-use crate::store_io::{ReadAnswer, ReadQuery, StoreBatch, StoreDone, Ticket};
+use crate::store_io::{LedgerOrder, ReadAnswer, ReadQuery, StoreBatch, StoreDone, Ticket};
 use crate::wire::{self, WireError};
+use anti_entropy::AntiEntropy;
 use hinting::Hinting;
 use links::{HEALTH_TICK_NS, Links};
 use replica::{ReplicaReply, ReplicaRequest};
 use rings::{Replicas, RingMap};
 use slab::{Deadlines, Slab};
 use write::RequestIds;
+
+/// An epoch this far behind the present one is closed: no client's write of it is taken any more.
+const CLOSED_BEHIND: u64 = 2;
 
 /// What a node may choose for its core. Times in the unit of their name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -102,6 +110,9 @@ enum Pending {
     Read(read::ReadOp),
     Scan(scan::ScanOp),
     HintDelivery(hinting::Delivery),
+    Compare(anti_entropy::CompareOp),
+    Repair(Box<anti_entropy::RepairOp>),
+    Stream(anti_entropy::StreamOp),
 }
 
 /// The core. See the module's chapter.
@@ -130,6 +141,7 @@ pub struct Core {
     mark_in_flight: bool,
     request_ids: RequestIds,
     hinting: Hinting,
+    sync: AntiEntropy,
     batch: StoreBatch,
     reads: Vec<(Ticket, ReadQuery)>,
     store_backlog: usize,
@@ -164,6 +176,7 @@ impl Core {
             mark_in_flight: false,
             request_ids: RequestIds::default(),
             hinting: Hinting::default(),
+            sync: AntiEntropy::default(),
             is_store_open: false,
             batch: StoreBatch::default(),
             reads: Vec::new(),
@@ -181,20 +194,36 @@ impl Core {
 
     /// Takes a new view of the cluster.
     pub fn on_view(&mut self, view: Arc<ClusterView>) {
-        if view.epoch > self.view.epoch {
-            self.batch.epoch = Some(view.epoch);
+        let epoch_before = self.view.epoch;
+        let floors_before = std::mem::replace(&mut self.view, view).floors.clone();
+        self.rings.adopt(self.view.rings.clone());
+        if self.view.epoch > epoch_before {
+            self.begin_epoch();
+        } else if floors_before != self.view.floors {
+            self.batch.floors = Some(self.view.floors.clone());
         }
-        self.rings.adopt(view.rings.clone());
-        self.view = view;
+        self.regroup();
     }
 
-    /// The store is open; so many hints per target lie on its disk.
-    pub fn on_store_open(&mut self, hints_pending: Vec<(NodeId, u64)>) {
+    /// The cluster is in a later epoch: what is two behind is closed.
+    fn begin_epoch(&mut self) {
+        let epoch = self.view.epoch;
+        self.batch.epoch = Some(epoch);
+        self.batch.floors = Some(self.view.floors.clone());
+        if epoch.0 > CLOSED_BEHIND {
+            let closed = Epoch(epoch.0 - CLOSED_BEHIND);
+            self.batch.orders.push(LedgerOrder::Close(closed));
+        }
+    }
+
+    /// The store is open: what it has promised, and so many hints per target lie on its disk.
+    pub fn on_store_open(&mut self, ledger: Arc<Ledger>, hints_pending: Vec<(NodeId, u64)>) {
         self.is_store_open = true;
         if self.view.epoch > Epoch(0) {
-            self.batch.epoch = Some(self.view.epoch);
+            self.begin_epoch();
         }
         self.hinting.set_pending(hints_pending);
+        self.on_ledger(ledger);
     }
 
     /// A connection to a peer is open and its handshake done.
@@ -271,6 +300,18 @@ impl Core {
         self.hint_backlog_bytes = self
             .hint_backlog_bytes
             .saturating_sub(done.hint_bytes_taken);
+        if let Some(refused) = done.settled {
+            self.sync.duty.is_settling = false;
+            self.on_settle_refused(&refused);
+        }
+        self.sync.stats.settled += done.settled_count;
+        if let Some(ledger) = done.ledger {
+            self.on_ledger(ledger);
+            self.on_duty_done();
+        }
+        if !done.wrong.is_empty() {
+            self.on_wrong(&done.wrong);
+        }
         self.on_merged(now, done.merges);
         self.stats.hints_stored += done.hints_stored;
         self.stats.hints_dropped += done.hints_dropped;
@@ -309,6 +350,7 @@ impl Core {
                 self.on_peer_lost(now, peer);
             }
             self.tick_hints(now);
+            self.tick_sync(now);
         }
     }
 
@@ -337,6 +379,9 @@ impl Core {
                 Some(Pending::Read(_)) => self.end_read(now, id, Err(leaving())),
                 Some(Pending::Scan(_)) => self.end_scan(now, id, Err(leaving())),
                 Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
+                Some(Pending::Compare(_) | Pending::Repair(_) | Pending::Stream(_)) => {
+                    self.pending.remove(id);
+                }
                 None => {}
             }
         }
@@ -437,7 +482,10 @@ impl Core {
         let is_waited_for = |op: &&Pending| match op {
             Pending::Write(op) => !op.is_answered,
             Pending::Read(_) | Pending::Scan(_) => true,
-            Pending::HintDelivery(_) => false,
+            Pending::HintDelivery(_)
+            | Pending::Compare(_)
+            | Pending::Repair(_)
+            | Pending::Stream(_) => false,
         };
         let waiting = self.pending.values().filter(is_waited_for).count();
         waiting + self.awaiting_mark.len() + self.store_backlog
@@ -471,7 +519,7 @@ impl Core {
             Standing::Waiting => self.rings.rings().holds_data(self.view.me),
             _ => false,
         };
-        self.stopped.is_none() && self.is_store_open && is_member
+        self.stopped.is_none() && self.is_store_open && is_member && !self.is_behind_its_word()
     }
 
     /// Whether this node may coordinate requests.
@@ -486,7 +534,9 @@ impl Core {
         }
         let reason = match &self.view.standing {
             Standing::Active | Standing::Waiting
-                if self.is_store_open && self.rings.version() > TopologyVersion(0) =>
+                if self.is_store_open
+                    && self.rings.version() > TopologyVersion(0)
+                    && !self.is_behind_its_word() =>
             {
                 return Ok(());
             }
@@ -556,6 +606,12 @@ impl Core {
             (Some(Pending::HintDelivery(_)), ReplicaReply::Put(status)) => {
                 self.on_hint_reply(now, id, status);
             }
+            (Some(Pending::Repair(_)), ReplicaReply::Put(status)) => {
+                self.on_repair_merged(now, id, status);
+            }
+            (Some(Pending::Stream(_)), ReplicaReply::Put(status)) => {
+                self.on_stream_merged(now, id, status);
+            }
             // The operation has ended, or the answer is not one to its question.
             _ => {}
         }
@@ -583,6 +639,9 @@ impl Core {
                 Some(Pending::HintDelivery(op)) if op.target == peer => {
                     self.on_delivery_failed(now, id);
                 }
+                Some(Pending::Compare(op)) if op.waits_for(peer) => self.on_compare_failed(now, id),
+                Some(Pending::Repair(op)) if op.member == peer => self.on_repair_failed(now, id),
+                Some(Pending::Stream(op)) if op.waits_for(peer) => self.on_stream_failed(now, id),
                 _ => {}
             }
         }
@@ -594,6 +653,9 @@ impl Core {
             Some(Pending::Read(_)) => self.on_read_deadline(now, id),
             Some(Pending::Scan(_)) => self.on_scan_deadline(now, id),
             Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
+            Some(Pending::Compare(_)) => self.on_compare_failed(now, id),
+            Some(Pending::Repair(_)) => self.on_repair_failed(now, id),
+            Some(Pending::Stream(_)) => self.on_stream_failed(now, id),
             None => {}
         }
     }

@@ -15,9 +15,11 @@ use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, PartitionId, Record, RingUse, TopologyVersion};
 
+use super::anti_entropy::failed_answer;
 use super::{Core, Direction, LinkId};
 use crate::api::Now;
 use crate::store_io::{MergeResult, ReadAnswer, ReadQuery, ReplyTo, Ticket};
+use crate::sync_io::{SyncAnswer, SyncQuery};
 use crate::wire::{GetReply, Message, Pong, Purpose, PutReply, ScanReply, Status};
 
 /// A request to a replica, from a peer or from this node's own coordinator.
@@ -48,6 +50,8 @@ pub(crate) enum ReplicaReply {
     Get(Status, Option<Record>, Epoch),
     Page(Status, Vec<Record>, bool),
     Count(Status, u64),
+    /// To a question of anti-entropy.
+    Sync(Status, SyncAnswer),
 }
 
 /// Merges handed to the store and not answered yet, at most; further ones are refused.
@@ -63,6 +67,9 @@ impl Core {
     /// Takes a message that came on an accepted link: a peer's request.
     pub(super) fn on_peer_request(&mut self, now: Now, link: LinkId, message: Message) {
         let reply_to = ReplyTo::Link(link);
+        if self.on_sync_request(now, reply_to, &message) {
+            return;
+        }
         match message {
             Message::Put(put) => {
                 let version = TopologyVersion(put.topology);
@@ -138,7 +145,7 @@ impl Core {
                 self.stats.replica_puts += 1;
                 self.store_backlog += 1;
                 self.store_backlog_bytes += bytes;
-                self.batch.push(ticket, purpose, record);
+                self.batch.push(ticket, purpose_of(purpose), record);
                 return;
             }
             ReplicaRequest::Get { key } => {
@@ -235,6 +242,9 @@ impl Core {
         query: &ReadQuery,
         answer: Option<ReadAnswer>,
     ) {
+        if let ReadQuery::Sync(question) = query {
+            return self.on_sync_answer(now, ticket, question, answer);
+        }
         let reply = match (query, answer) {
             (_, Some(ReadAnswer::Record(record, settled))) => {
                 ReplicaReply::Get(Status::Ok, record, settled)
@@ -250,15 +260,53 @@ impl Core {
                 ReplicaReply::Page(Status::StorageFailed, Vec::new(), false)
             }
             (ReadQuery::Count { .. }, None) => ReplicaReply::Count(Status::StorageFailed, 0),
+            // Dealt with above.
+            (ReadQuery::Sync(_), _) | (_, Some(ReadAnswer::Sync(_))) => return,
         };
         self.answer(now, ticket.reply_to, ticket.id, reply);
     }
 
+    /// Takes the answer to a question of anti-entropy: this node's own, or a peer's.
+    fn on_sync_answer(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        question: &SyncQuery,
+        answer: Option<ReadAnswer>,
+    ) {
+        let answer = match answer {
+            Some(ReadAnswer::Sync(answer)) => Some(answer),
+            _ => None,
+        };
+        match (ticket.reply_to, answer) {
+            (ReplyTo::Me, answer) => self.on_own_answer(now, ticket.id, answer),
+            (reply_to, Some(answer)) => {
+                let reply = ReplicaReply::Sync(Status::Ok, answer);
+                self.answer(now, reply_to, ticket.id, reply);
+            }
+            (reply_to, None) => {
+                let nothing = failed_answer(question);
+                let reply = ReplicaReply::Sync(Status::StorageFailed, nothing);
+                self.answer(now, reply_to, ticket.id, reply);
+            }
+        }
+    }
+
     /// Sends a replica's answer where it belongs.
-    fn answer(&mut self, _now: Now, reply_to: ReplyTo, id: u64, reply: ReplicaReply) {
+    pub(super) fn answer(&mut self, _now: Now, reply_to: ReplyTo, id: u64, reply: ReplicaReply) {
+        let is_sync = matches!(reply, ReplicaReply::Sync(..));
         match reply_to {
             ReplyTo::Me => self.local_replies.push_back((id, reply)),
-            ReplyTo::Link(link) => self.links.reply(link, &to_wire(id, reply)),
+            ReplyTo::Link(link) => {
+                let Some(message) = to_wire(id, reply) else {
+                    return;
+                };
+                if is_sync {
+                    self.sync.stats.messages += 1;
+                    self.sync.stats.bytes += crate::wire::encoded_len(&message) as u64;
+                }
+                self.links.reply(link, &message);
+            }
         }
     }
 
@@ -267,6 +315,9 @@ impl Core {
         let Some((peer, Direction::Dialled)) = self.links.peer(link) else {
             return;
         };
+        if self.on_sync_reply(now, peer, &message) {
+            return;
+        }
         let record = |bytes: Bytes| Record::decode(bytes).ok();
         let (id, reply) = match message {
             Message::PutReply(reply) => (reply.id, ReplicaReply::Put(status_of(reply.status))),
@@ -309,14 +360,18 @@ fn status_of(number: i32) -> Status {
     Status::try_from(number).unwrap_or(Status::StorageFailed)
 }
 
-fn encode(record: &Record) -> Bytes {
+pub(super) fn encode(record: &Record) -> Bytes {
     let mut bytes = Vec::with_capacity(record.encoded_len());
     record.encode(&mut bytes);
     Bytes::from(bytes)
 }
 
-fn to_wire(id: u64, reply: ReplicaReply) -> Message {
-    match reply {
+/// A reply in the words of the wire. None for what is only for this node itself.
+fn to_wire(id: u64, reply: ReplicaReply) -> Option<Message> {
+    Some(match reply {
+        ReplicaReply::Sync(status, answer) => {
+            return super::anti_entropy::to_wire(id, status, answer);
+        }
         ReplicaReply::Put(status) => Message::PutReply(PutReply {
             id,
             status: status as i32,
@@ -341,5 +396,13 @@ fn to_wire(id: u64, reply: ReplicaReply) -> Message {
             more: false,
             count,
         }),
+    })
+}
+
+fn purpose_of(purpose: Purpose) -> mds_storage::store::Purpose {
+    match purpose {
+        Purpose::Write => mds_storage::store::Purpose::Write,
+        Purpose::Hint => mds_storage::store::Purpose::Hint,
+        Purpose::Repair => mds_storage::store::Purpose::Repair,
     }
 }

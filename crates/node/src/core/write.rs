@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use mds_protocol::quorum::{Outcome as Quorum, WriteQuorum, check_quorum};
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Body, HlcError, NodeId, Record, Version};
+use mds_types::{Body, HlcError, NodeId, Record, TopologyVersion, Version};
 
 use super::replica::ReplicaRequest;
 use super::{Core, OpKind, Pending, Replicas};
@@ -44,6 +44,8 @@ pub(super) struct WriteOp {
     /// A replica may hold the write although it has not acknowledged it.
     may_be_applied: bool,
     pub(super) is_answered: bool,
+    /// The version of the rings that it goes by.
+    pub(super) ring: TopologyVersion,
     started_ns: u64,
 }
 
@@ -152,6 +154,7 @@ impl Core {
                     quorum,
                     may_be_applied: false,
                     is_answered: false,
+                    ring: self.rings.version(),
                     started_ns: now.mono_ns,
                 };
                 self.send_write(now, op, deadline_ns);

@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 use super::peers::AcceptedPeer;
 use super::transport::Channel;
 use super::{clock, transport};
+use crate::core::RingReport;
 use crate::wire;
 
 /// Messages that wait for one peer, at most; further ones are dropped (Raft repeats them).
@@ -60,6 +61,8 @@ pub(super) struct ControlLoopParts {
     pub(super) view: watch::Sender<Arc<ClusterView>>,
     pub(super) fatal: watch::Sender<Option<String>>,
     pub(super) hello: transport::HelloMaker,
+    /// What the data thread has to report to those that lead a change of the ring.
+    pub(super) reports: watch::Receiver<Option<RingReport>>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -88,7 +91,9 @@ pub(super) async fn run(parts: ControlLoopParts) -> std::io::Result<()> {
         fatal: parts.fatal,
         hello: parts.hello,
     };
-    control_loop.run(udp, inbox, parts.admin, parts.stop).await;
+    control_loop
+        .run(udp, inbox, parts.admin, parts.reports, parts.stop)
+        .await;
     Ok(())
 }
 
@@ -109,10 +114,11 @@ impl ControlLoop {
         udp: Rc<UdpSocket>,
         mut inbox: mpsc::Receiver<Bytes>,
         mut admin: mpsc::Receiver<AdminCall>,
+        mut reports: watch::Receiver<Option<RingReport>>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut datagram = vec![0u8; DATAGRAM_BYTES_MAX];
-        let mut is_admin_open = true;
+        let (mut is_admin_open, mut is_reporting) = (true, true);
         loop {
             self.turn();
             if *stop.borrow_and_update() {
@@ -145,8 +151,21 @@ impl ControlLoop {
                     }
                     None => is_admin_open = false,
                 },
+                changed = reports.changed(), if is_reporting => match changed {
+                    Ok(()) => self.on_report(*reports.borrow_and_update()),
+                    // The data thread has ended.
+                    Err(_) => is_reporting = false,
+                },
                 () = tokio::time::sleep_until(at) => {}
             }
+        }
+    }
+
+    fn on_report(&mut self, report: Option<RingReport>) {
+        let Some(report) = report else { return };
+        self.control.on_acked(report.acked);
+        if report.is_ready {
+            self.control.on_ready(report.acked);
         }
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use mds_cluster::ClusterView;
-use mds_storage::store::{Lookup, StoreReader};
+use mds_storage::store::{Ledger, StoreReader};
 use mds_types::NodeId;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
@@ -31,9 +31,9 @@ use super::read_thread::{AnswerQueue, ReadThreads};
 use super::store_thread::DoneQueue;
 use super::{clock, transport};
 use crate::api::{FRONT_HTTP, Outcome, Request, RequestError, Submit, Tag};
-use crate::core::{Core, CoreStats, LinkId};
+use crate::core::{Core, CoreStats, LinkId, RingReport};
 use crate::front::Frontend;
-use crate::store_io::{ReadAnswer, ReadQuery, StoreBatch};
+use crate::store_io::{StoreBatch, read_in_memory};
 
 /// Replies that a client does not take, at most; beyond, its connection is closed.
 const CLIENT_BACKLOG_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -55,6 +55,7 @@ pub(super) type Call = (Request, oneshot::Sender<Result<Outcome, RequestError>>)
 pub(super) struct AttachedStore {
     pub(super) reader: StoreReader,
     pub(super) batches: Sender<StoreBatch>,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) hints_pending: Vec<(NodeId, u64)>,
 }
 
@@ -79,6 +80,8 @@ pub(super) struct DataLoopParts {
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
     pub(super) hello: transport::HelloMaker,
     pub(super) health: Arc<Mutex<Health>>,
+    /// What this node has to report to those that lead a change of the ring.
+    pub(super) reports: watch::Sender<Option<RingReport>>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -114,6 +117,7 @@ pub(super) struct DataLoop {
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
     pub(super) hello: transport::HelloMaker,
     health: Arc<Mutex<Health>>,
+    reports: watch::Sender<Option<RingReport>>,
 }
 
 /// Runs the data thread until it is told to stop and has drained.
@@ -139,6 +143,7 @@ pub(super) async fn run(parts: DataLoopParts) -> std::io::Result<()> {
         view: parts.view.clone(),
         hello: parts.hello,
         health: parts.health,
+        reports: parts.reports,
     });
     parts.clients.set_nonblocking(true)?;
     let listener = TcpListener::from_std(parts.clients)?;
@@ -445,6 +450,9 @@ async fn timer_task(shared: Rc<DataLoop>) {
         let mut core = shared.core.borrow_mut();
         core.on_timer(now);
         shared.publish_health(&core);
+        if let Some(report) = core.take_ring_report() {
+            shared.reports.send_replace(Some(report));
+        }
         let lost = core.take_lost_links();
         drop(core);
         for outlet in lost.into_iter().filter_map(|link| shared.outlet(link)) {
@@ -462,7 +470,7 @@ async fn attach_task(shared: Rc<DataLoop>, store: oneshot::Receiver<AttachedStor
     let mut core = shared.core.borrow_mut();
     match ReadThreads::spawn(&store.reader, shared.answers.clone()) {
         Ok(reads) => {
-            core.on_store_open(store.hints_pending);
+            core.on_store_open(store.ledger, store.hints_pending);
             *shared.store.borrow_mut() = Some(OpenStore {
                 reader: store.reader,
                 batches: store.batches,

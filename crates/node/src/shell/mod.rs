@@ -163,6 +163,7 @@ impl Node {
         let (fatal_tx, fatal) = watch::channel(None);
         let (calls_tx, calls) = mpsc::channel(CALLS_MAX);
         let (admin_tx, admin) = mpsc::channel(ADMIN_CALLS_MAX);
+        let (reports_tx, reports) = watch::channel(None);
         let (peers_tx, peers) = mpsc::channel(ACCEPTED_PEERS_MAX);
         let store_done = Arc::new(store_thread::DoneQueue::default());
         let health = Arc::new(Mutex::new(Health::default()));
@@ -200,6 +201,7 @@ impl Node {
             view: view.clone(),
             hello: hello.clone(),
             health: health.clone(),
+            reports: reports_tx,
             stop: stopped.clone(),
         };
         let control_parts = control_loop::ControlLoopParts {
@@ -208,6 +210,7 @@ impl Node {
             datagrams: gossip,
             admin,
             peers: peers_tx,
+            reports,
             view: view_tx,
             fatal: fatal_tx,
             hello,
@@ -421,7 +424,7 @@ impl StoreOpener {
             .map_err(|error| NodeError::new(at("cannot open the hints in"), error))?;
         let mut io = StoreIo::new(self.disk, store, hints);
         let (reader, flusher) = (io.store().reader(), io.store().flusher());
-        let hints_pending = io.hints_pending();
+        let (ledger, hints_pending) = (io.ledger(), io.hints_pending());
         let (batches, waiting) = std::sync::mpsc::channel();
         let thread = store_thread::spawn(io, flusher, waiting, self.done)
             .map_err(|error| NodeError::new("cannot start a thread", error))?;
@@ -432,6 +435,7 @@ impl StoreOpener {
         let _ = self.attach.send(AttachedStore {
             reader,
             batches,
+            ledger,
             hints_pending,
         });
         Ok(())

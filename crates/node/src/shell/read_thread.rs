@@ -99,7 +99,9 @@ impl ReadThreads {
         self.waiting += 1;
         match question.1 {
             ReadQuery::Get { .. } => self.keys.next.push(question),
-            ReadQuery::Page { .. } | ReadQuery::Count { .. } => self.walks.next.push(question),
+            ReadQuery::Page { .. } | ReadQuery::Count { .. } | ReadQuery::Sync(_) => {
+                self.walks.next.push(question);
+            }
         }
         Ok(())
     }

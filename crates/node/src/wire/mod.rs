@@ -29,6 +29,7 @@ pub use sync::{
     Fetch, FetchReply, Hashes, HashesReply, RootItem, RootReply, Roots, RootsReply, Row, Rows,
     RowsReply, Stream, StreamReply, Verdict,
 };
+pub(crate) use sync::{hash_bytes, hash_of};
 
 /// Bytes before a frame's kind.
 const FRAME_HEADER_BYTES: usize = 8;
@@ -261,6 +262,31 @@ const KIND_FETCH: u8 = 15;
 const KIND_FETCH_REPLY: u8 = 16;
 const KIND_STREAM: u8 = 17;
 const KIND_STREAM_REPLY: u8 = 18;
+
+/// Bytes of a message's frame.
+pub fn encoded_len(message: &Message) -> usize {
+    let body = match message {
+        Message::Put(body) => body.encoded_len(),
+        Message::PutReply(body) => body.encoded_len(),
+        Message::Get(body) => body.encoded_len(),
+        Message::GetReply(body) => body.encoded_len(),
+        Message::Scan(body) => body.encoded_len(),
+        Message::ScanReply(body) => body.encoded_len(),
+        Message::Ping(body) => body.encoded_len(),
+        Message::Pong(body) => body.encoded_len(),
+        Message::Roots(body) => body.encoded_len(),
+        Message::RootsReply(body) => body.encoded_len(),
+        Message::Hashes(body) => body.encoded_len(),
+        Message::HashesReply(body) => body.encoded_len(),
+        Message::Rows(body) => body.encoded_len(),
+        Message::RowsReply(body) => body.encoded_len(),
+        Message::Fetch(body) => body.encoded_len(),
+        Message::FetchReply(body) => body.encoded_len(),
+        Message::Stream(body) => body.encoded_len(),
+        Message::StreamReply(body) => body.encoded_len(),
+    };
+    FRAME_HEADER_BYTES + 1 + body
+}
 
 /// Appends one message as a frame.
 pub fn encode(message: &Message, out: &mut BytesMut) {

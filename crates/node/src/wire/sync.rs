@@ -222,9 +222,9 @@ pub struct Stream {
     /// Only keys after this one.
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub after: Option<Bytes>,
-    /// Bytes of records at most, but always one record.
-    #[prost(uint32, tag = "5")]
-    pub bytes_max: u32,
+    /// Only how far the replica has settled is wanted, no records.
+    #[prost(bool, tag = "5")]
+    pub is_probe: bool,
 }
 
 /// Answer to [`Stream`].

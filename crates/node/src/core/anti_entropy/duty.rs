@@ -159,7 +159,10 @@ impl Core {
                 && !self.rings.holds_in(RingUse::CURRENT, partition, me)
         });
         gained.all(|partition| {
-            matches!(ledger.partition(partition).state, PartitionState::Streaming { .. })
+            matches!(
+                ledger.partition(partition).state,
+                PartitionState::Streaming { .. }
+            )
         })
     }
 

@@ -31,8 +31,9 @@ use mds_storage::store::{Ledger, PartitionState};
 use mds_types::{Epoch, NodeId, PartitionId, RingStage, RingUse, TopologyVersion};
 
 pub(super) use duty::RingDuty;
+pub use duty::RingReport;
 pub(super) use repair::RepairOp;
-pub(super) use serve::to_wire;
+pub(super) use serve::{failed_answer, to_wire};
 pub(super) use stream::StreamOp;
 
 use super::{Core, Pending};
@@ -126,6 +127,13 @@ pub(super) enum CompareOp {
     },
 }
 
+impl CompareOp {
+    /// Whether it waits for this node.
+    pub(super) fn waits_for(&self, node: NodeId) -> bool {
+        matches!(self, CompareOp::Asked { member, .. } if *member == node)
+    }
+}
+
 impl Default for AntiEntropy {
     fn default() -> AntiEntropy {
         AntiEntropy {
@@ -173,6 +181,20 @@ impl Core {
                 progress.changed(*epoch);
             }
         }
+    }
+
+    /// Partitions whose sets were verified without what is here, or with what is not: they are copied anew.
+    pub(super) fn on_wrong(&mut self, partitions: &[PartitionId]) {
+        for partition in partitions {
+            tracing::error!(
+                %partition,
+                "this replica's data is not what was verified on all replicas: it is removed and copied anew"
+            );
+        }
+        self.sync.stats.rebuilt += partitions.len() as u64;
+        self.batch
+            .orders
+            .push(LedgerOrder::Wipe(partitions.to_vec()));
     }
 
     /// Goes by the groups of the rings in force.
@@ -293,9 +315,9 @@ impl Core {
                 .filter(|root| {
                     let progress = self.sync.progress.get(&root.partition);
                     let key = (member, root.partition, root.epoch);
-                    progress.is_some_and(|progress| {
-                        progress.has_to_ask(member, root.epoch, root.root)
-                    }) && !self.sync.queued.contains(&key)
+                    progress
+                        .is_some_and(|progress| progress.has_to_ask(member, root.epoch, root.root))
+                        && !self.sync.queued.contains(&key)
                 })
                 .take(MESSAGE_ITEMS_MAX)
                 .copied()
@@ -513,10 +535,9 @@ impl Core {
     /// An answer of this node's own store to an operation of anti-entropy. `None`: the read failed.
     pub(super) fn on_own_answer(&mut self, now: Now, id: u64, answer: Option<SyncAnswer>) {
         match (self.pending.get(id), answer) {
-            (
-                Some(Pending::Compare(CompareOp::Reading)),
-                Some(SyncAnswer::Roots(roots)),
-            ) => self.on_own_roots(now, id, &roots),
+            (Some(Pending::Compare(CompareOp::Reading)), Some(SyncAnswer::Roots(roots))) => {
+                self.on_own_roots(now, id, &roots)
+            }
             (Some(Pending::Compare(_)), _) => self.on_compare_failed(now, id),
             (Some(Pending::Repair(_)), answer) => self.on_repair_own(now, id, answer),
             _ => {}

@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mds_protocol::merkle::{Tree, Walk};
-use mds_storage::store::{IndexRow, Purpose};
+use mds_storage::IndexRow;
+use mds_storage::store::Purpose;
 use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Record, Version};
 
 use super::super::{Core, Pending};
@@ -255,7 +256,8 @@ impl Core {
             return;
         }
         let records = reply.records.iter().cloned();
-        let records: Option<Vec<Record>> = records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let records: Option<Vec<Record>> =
+            records.map(|bytes| Record::decode(bytes).ok()).collect();
         let taken = reply.taken as usize;
         let records = match records {
             Some(records) if reply.status == Status::Ok as i32 && taken > 0 => records,

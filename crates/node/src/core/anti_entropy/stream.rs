@@ -210,7 +210,9 @@ impl Core {
         self.sync.streams.busy.remove(&best.partition);
         self.sync.streams.at.remove(&best.partition);
         self.sync.duty.begun(best.partition);
-        self.batch.orders.push(LedgerOrder::BeginStreams(vec![best]));
+        self.batch
+            .orders
+            .push(LedgerOrder::BeginStreams(vec![best]));
     }
 
     fn next_page(&mut self, now: Now, partition: PartitionId) {
@@ -282,7 +284,8 @@ impl Core {
                 if *settled <= said.epoch && (*settled < said.epoch || *chain == said.chain))
         });
         let records = reply.records.iter().cloned();
-        let records: Option<Vec<Record>> = records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let records: Option<Vec<Record>> =
+            records.map(|bytes| Record::decode(bytes).ok()).collect();
         let (Some(true), Some(records)) = (begun, records) else {
             return self.on_stream_failed(now, id);
         };
