@@ -130,6 +130,8 @@ pub struct StoreDone {
     pub hint_bytes_taken: usize,
     /// Hints waiting per target, when that may have changed.
     pub hints_pending: Option<Vec<(NodeId, u64)>>,
+    /// Merges were refused because the disk is full (true), or found room (false); nothing if neither.
+    pub found_disk_full: Option<bool>,
     /// The store has stopped: why, in words.
     pub failed: Option<String>,
 }
@@ -185,6 +187,7 @@ impl StoreIo {
         done.merges = merged.merges;
         done.mark = merged.mark;
         done.mark_refused = merged.mark_refused;
+        done.found_disk_full = merged.found_disk_full;
         done.failed = merged.failed.or(done.failed);
         done
     }
@@ -271,6 +274,11 @@ impl StoreIo {
                 break;
             }
             result = self.store.merge(records);
+        }
+        match &result {
+            Ok(_) => done.found_disk_full = Some(false),
+            Err(StoreError::Full) => done.found_disk_full = Some(true),
+            Err(_) => {}
         }
         match result {
             Ok(merged) => {

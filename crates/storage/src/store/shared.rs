@@ -8,6 +8,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 use parking_lot::{Mutex, RwLock};
 
+use super::flush::Flushing;
 use super::{Merged, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
@@ -25,7 +26,7 @@ pub(super) struct Shared {
     pub(super) tables: RwLock<Tables>,
     pub(super) runs: Runs,
     /// Held by the one that flushes.
-    pub(super) flushing: Mutex<()>,
+    pub(super) flushing: Mutex<Flushing>,
     poison: OnceLock<Arc<str>>,
     epoch: AtomicU64,
     counters: [AtomicU64; Counter::COUNT],
@@ -94,7 +95,7 @@ impl Shared {
             options,
             tables: RwLock::new(tables),
             runs,
-            flushing: Mutex::new(()),
+            flushing: Mutex::default(),
             poison: OnceLock::new(),
             epoch: AtomicU64::new(0),
             counters: std::array::from_fn(|_| AtomicU64::new(0)),
