@@ -47,9 +47,7 @@ impl Failure {
     /// Takes note of a failure. The first one stays, unless it was only want of room and this is worse.
     pub(super) fn note(known: &mut Option<Failure>, doing: &str, error: &EngineError) {
         let is_full = error.is_full();
-        let is_news = known
-            .as_ref()
-            .is_none_or(|known| known.is_full && !is_full);
+        let is_news = known.as_ref().is_none_or(|known| known.is_full && !is_full);
         if is_news {
             let reason = format!("{doing}: {error}");
             *known = Some(Failure { reason, is_full });
