@@ -1,5 +1,5 @@
 //! Real processes on real engines whose disk gets full or slow while they serve: see
-//! `cluster/faulty_disk.rs` for how. The simulator has these faults too; here are the kernel's files, the
+//! `faulty_disk/shim.rs` among the storage's tests for how. The simulator has these faults too; here are the kernel's files, the
 //! engine's own way to them, and the threads that wait for them.
 
 #![allow(clippy::unwrap_used)]
@@ -70,10 +70,7 @@ fn a_full_disk_harms_nobody_else_and_when_there_is_room_the_node_goes_on_by_itse
     let (status, said) = lab.http(1, "PUT", "/v1/kv/all-three?w=3", b"v");
     println!("a write that needs all three: {status} {said}");
     assert!(status == 503 || status == 504, "{said}");
-    assert!(
-        said.contains("needed 3, got 2 of 3") || said.contains("\"needed\":3"),
-        "{said}"
-    );
+    assert!(said.contains("needed 3, got"), "{said}");
     // Through the victim the others are a quorum, as long as it may stamp.
     let (status, said) = lab.http(VICTIM, "PUT", "/v1/kv/by-way-of-the-victim", b"v");
     println!("a write through the victim: {status} {said}");
@@ -82,8 +79,8 @@ fn a_full_disk_harms_nobody_else_and_when_there_is_room_the_node_goes_on_by_itse
 
     // A little room is not enough, and does not end in a failure.
     disk.set_room(Some(3 * BALLAST_BYTES as u64));
+    lab.wait_until("the victim has looked for room", || disk.room() == Some(0));
     load.wait_for(300);
-    std::thread::sleep(Duration::from_millis(1_200));
     assert_eq!(lab.http(VICTIM, "GET", "/ready", b"").0, 503);
 
     disk.set_room(None);
@@ -115,6 +112,13 @@ fn a_full_disk_harms_nobody_else_and_when_there_is_room_the_node_goes_on_by_itse
     println!("{:?}", disk.counts());
     lab.stop();
 }
+
+/// Merges that wait for a replica's disk, at most: beyond it they are refused.
+const STORE_BACKLOG_MAX: f64 = 65_536.0;
+
+/// How much the memory of a node may grow beside a slow disk, bytes: what may wait for it is bounded by 128
+/// MiB of records, and some are kept twice.
+const GROWTH_MAX: u64 = 256 * 1024 * 1024;
 
 /// How long each sync of the slow disk takes.
 const SLOW_SYNC: Duration = Duration::from_millis(300);
@@ -198,10 +202,11 @@ fn a_slow_disk_slows_nobody_else_and_catches_up() {
         let now = resident_bytes(&lab, node);
         println!("node {node}: {} MiB, then {} MiB", before >> 20, now >> 20);
         assert!(
-            now < before + (256 << 20),
+            now < before + GROWTH_MAX,
             "node {node} grows: {before}, {now}"
         );
     }
+    assert!(most_backlog <= STORE_BACKLOG_MAX, "{most_backlog}");
     assert_eq!(lab.metric(VICTIM, "store_poisoned"), 0.0);
 
     disk.set_sync_delay(Duration::ZERO);

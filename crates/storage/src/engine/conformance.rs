@@ -813,8 +813,9 @@ fn readers_see_nothing_of_a_reopening(kind: EngineKind) {
             assert!(ingest(&engine, &run).unwrap_err().is_full());
             room.items.store(-1, Ordering::SeqCst);
             // Put off while readers are in the way.
+            let deadline = Instant::now() + PATIENCE;
             while let Err(error) = ingest(&engine, &run) {
-                assert!(error.is_full(), "{error}");
+                assert!(error.is_full() && Instant::now() < deadline, "{error}");
             }
         }
         is_over.store(true, Ordering::SeqCst);

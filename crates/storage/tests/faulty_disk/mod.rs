@@ -128,6 +128,11 @@ impl FaultyDisk {
         self.set(ROOM, bytes.unwrap_or(u64::MAX));
     }
 
+    /// How many bytes may still be written, if there is an end.
+    pub(crate) fn room(&self) -> Option<u64> {
+        Some(self.get(ROOM)).filter(|&room| room != u64::MAX)
+    }
+
     /// How long each sync takes, at least.
     pub(crate) fn set_sync_delay(&self, delay: Duration) {
         self.set(SYNC_DELAY_MS, delay.as_millis() as u64);
