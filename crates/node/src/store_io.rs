@@ -199,6 +199,8 @@ pub struct StoreDone {
     pub hint_bytes_taken: usize,
     /// Hints waiting per target, when that may have changed.
     pub hints_pending: Option<Vec<(NodeId, u64)>>,
+    /// Merges were refused because the disk is full (true), or found room (false); nothing if neither.
+    pub found_disk_full: Option<bool>,
     /// The store has stopped: why, in words.
     pub failed: Option<String>,
     /// What the store has promised, when that has changed.
@@ -552,6 +554,11 @@ impl StoreIo {
                 break;
             }
             result = self.store.merge_for(merges);
+        }
+        match &result {
+            Ok(_) => done.found_disk_full = Some(false),
+            Err(StoreError::Full) => done.found_disk_full = Some(true),
+            Err(_) => {}
         }
         match result {
             Ok(merged) => {

@@ -506,7 +506,9 @@ impl Core {
             .partition(|&(_, _, at_ns)| at_ns <= due_ns);
         self.awaiting_mark = rest;
         for (request, tag, _) in due {
-            let error = RequestError::Overloaded("the clock's mark cannot be made durable");
+            let error = RequestError::Overloaded(
+                "the clock's mark cannot be made durable; is this node's disk full?",
+            );
             self.finish(now, now.mono_ns, &request.op, tag, Err(error));
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mds_storage::store::{Flusher, StoreError};
 use parking_lot::Mutex;
@@ -25,15 +25,28 @@ const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Records merged as one group at the most: bounds how long the first of them waits.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
-/// What readiness says once the flusher has found the disk full.
-const DISK_FULL: &str = "the disk is full: make room, then restart this node";
+/// How long the flusher leaves a full disk alone before it looks for room again.
+const FULL_LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What readiness says while the disk is full.
+const DISK_FULL: &str = "the disk is full: this node reads, and refuses writes that find no room; free some \
+                         space, and it goes on by itself";
 
 /// Finished work on its way back to the data loop.
 #[derive(Default)]
 pub(super) struct DoneQueue {
     finished: Mutex<Vec<StoreDone>>,
-    hindrance: Mutex<Option<String>>,
+    full: Mutex<Full>,
     pub(super) notify: Notify,
+}
+
+/// Who has found the disk full last, and not yet found room since.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Full {
+    /// A merge, for the log.
+    log: bool,
+    /// The flusher, for the engine or the run files.
+    flush: bool,
 }
 
 impl DoneQueue {
@@ -42,15 +55,36 @@ impl DoneQueue {
         self.notify.notify_one();
     }
 
-    /// Says what the store cannot do, though it reads.
-    fn hinder(&self, hindrance: String) {
-        *self.hindrance.lock() = Some(hindrance);
+    fn full(&self) -> Full {
+        *self.full.lock()
+    }
+
+    /// Takes note of a disk that is full, or is no longer.
+    fn set_full(&self, change: impl FnOnce(&mut Full)) {
+        let (before, now) = {
+            let mut full = self.full.lock();
+            let before = *full;
+            change(&mut full);
+            (before, *full)
+        };
+        if before == now {
+            return;
+        }
+        let nobody = Full::default();
+        if before == nobody {
+            tracing::error!(
+                "the disk is full: what is in the log stays there and is read from there; writes that \
+                 find no room are refused. Free some space, and this node goes on by itself"
+            );
+        } else if now == nobody {
+            tracing::info!("the disk has room again");
+        }
         self.notify.notify_one();
     }
 
     /// What the store cannot do, though it reads.
     pub(super) fn hindrance(&self) -> Option<String> {
-        self.hindrance.lock().clone()
+        (self.full() != Full::default()).then(|| DISK_FULL.to_owned())
     }
 
     pub(super) fn take(&self) -> Vec<StoreDone> {
@@ -74,9 +108,13 @@ pub(super) fn spawn(
     std::thread::Builder::new()
         .name("mds-store".to_owned())
         .spawn(move || {
-            let waiting_poke = poke.clone();
+            let (waiting_poke, waiting_done) = (poke.clone(), done.clone());
             let mut io = io;
             io.set_wait_for_flusher(Box::new(move || {
+                // A flusher that waits for room is not waited for.
+                if waiting_done.full().flush {
+                    return false;
+                }
                 poke_flusher(&waiting_poke);
                 flushed.recv_timeout(FLUSH_WAIT_MAX).is_ok()
             }));
@@ -119,6 +157,9 @@ fn merge_loop(
         }
         let is_idle = batch.is_empty();
         let finished = io.execute(batch);
+        if let Some(is_full) = finished.found_disk_full {
+            done.set_full(|full| full.log = is_full);
+        }
         if io.store().wants_flush() {
             poke_flusher(poke);
         }
@@ -139,22 +180,29 @@ fn poke_flusher(poke: &SyncSender<()>) {
 fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>, done: &DoneQueue) {
     loop {
         match flusher.work() {
-            Ok(true) => {
-                // Full: whoever waits will see the earlier one.
-                let _ = flushed.try_send(());
+            Ok(is_flushed) => {
+                // Nobody may be writing, so that merges would never find out.
+                let log_has_room = done.full().log && flusher.has_room(0);
+                done.set_full(|full| {
+                    full.flush = false;
+                    full.log &= !log_has_room;
+                });
+                if is_flushed {
+                    // Full: whoever waits will see the earlier one.
+                    let _ = flushed.try_send(());
+                    continue;
+                }
+                match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
+                    Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
-            Ok(false) => match pokes.recv_timeout(FLUSH_LOOK_EVERY) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            },
-            // What is to be flushed stays in the log, and reads go on. An engine that ran out of space
-            // takes no further run until it is opened anew, so neither does this loop.
+            // What is to be flushed stays in the log and in memory; the next attempt looks for room.
             Err(StoreError::Full) => {
-                tracing::error!(
-                    "the disk is full: what is in the log stays there and is read from there; soon \
-                     writes will be refused. Make room, then restart this node"
-                );
-                return done.hinder(DISK_FULL.to_owned());
+                done.set_full(|full| full.flush = true);
+                if !pause(pokes, FULL_LOOK_EVERY) {
+                    return;
+                }
             }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));
@@ -164,6 +212,18 @@ fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>,
                     ..StoreDone::default()
                 });
             }
+        }
+    }
+}
+
+/// Lets time pass, whoever pokes. False when nobody is left to poke: the node is stopping.
+fn pause(pokes: &Receiver<()>, time: Duration) -> bool {
+    let end = Instant::now() + time;
+    loop {
+        match pokes.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
         }
     }
 }

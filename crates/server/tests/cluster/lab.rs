@@ -3,19 +3,24 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use super::faulty_disk::{self, FaultyDisk};
 
 /// Labs run one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Nothing that a healthy machine does takes this long.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running lab. Dropping it ends its processes.
 pub(crate) struct Lab {
     child: Child,
+    /// What it prints.
+    lines: Receiver<String>,
     dir: PathBuf,
     kept: Option<tempfile::TempDir>,
     offset: u16,
@@ -39,60 +44,83 @@ fn program() -> Command {
     command
 }
 
+fn directory(name: &str) -> tempfile::TempDir {
+    let prefix = format!("mds-{name}-");
+    tempfile::Builder::new().prefix(&prefix).tempdir().unwrap()
+}
+
 impl Lab {
     /// Starts three nodes whose ports are `offset` above the usual ones.
     pub(crate) fn start(name: &str, offset: u16) -> Lab {
-        let temp = tempfile::Builder::new()
-            .prefix(&format!("mds-{name}-"))
-            .tempdir()
-            .unwrap();
-        let dir = temp.path().join("lab");
-        Lab::run(dir, Some(temp), offset)
+        let temp = directory(name);
+        Lab::run(program(), temp.path().join("lab"), Some(temp), offset)
+    }
+
+    /// The same on disks that can be made full, slow or broken, node i's being the one at i-1. `None`
+    /// where there are no such disks.
+    pub(crate) fn start_on_faulty_disks(name: &str, offset: u16) -> Option<(Lab, Vec<FaultyDisk>)> {
+        let temp = directory(name);
+        let dir = temp.path().canonicalize().unwrap().join("lab");
+        let homes = (1..=3).map(|node| FaultyDisk::new(&dir.join(format!("node-{node}"))));
+        let disks: Vec<FaultyDisk> = homes.collect();
+        let mut program = program();
+        program.envs(faulty_disk::environment(&dir)?);
+        Some((Lab::run(program, dir, Some(temp), offset), disks))
     }
 
     /// Starts the lab in a directory that a lab has left.
     pub(crate) fn resume(kept: tempfile::TempDir, offset: u16) -> Lab {
-        let dir = kept.path().join("lab");
-        Lab::run(dir, Some(kept), offset)
+        Lab::run(program(), kept.path().join("lab"), Some(kept), offset)
     }
 
-    fn run(dir: PathBuf, kept: Option<tempfile::TempDir>, offset: u16) -> Lab {
+    fn run(
+        mut program: Command,
+        dir: PathBuf,
+        kept: Option<tempfile::TempDir>,
+        offset: u16,
+    ) -> Lab {
         // A test that failed while it held its turn says nothing about the next one.
         let turn = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut child = program()
-            .args([
-                "lab",
-                "--dir",
-                dir.to_str().unwrap(),
-                "--port-offset",
-                &offset.to_string(),
-            ])
+        let mut child = program
+            .args(["lab", "--port-offset", &offset.to_string(), "--dir"])
+            .arg(&dir)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the lab starts");
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let ready = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .any(|l| l == "ready: 3 of 3 nodes");
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        // All that it says is read, so that its pipe never fills.
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
         let lab = Lab {
             child,
+            lines,
             dir,
             kept,
             offset,
             _turn: turn,
         };
-        if !ready {
-            panic!(
-                "the lab did not become ready:\n{}",
-                (1..=3).map(|n| lab.log(n)).collect::<String>()
-            );
-        }
-        // What it says later is read, so that its pipe never fills.
-        std::thread::spawn(move || lines.for_each(drop));
+        lab.says("ready: 3 of 3 nodes");
         lab
+    }
+
+    /// Waits until the lab prints a line with these words.
+    pub(crate) fn says(&self, words: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("the lab never said `{words}`\n{}", self.logs());
+            };
+            if line.contains(words) {
+                return line;
+            }
+        }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -119,6 +147,42 @@ impl Lab {
             .output()
             .unwrap();
         assert!(output.status.success(), "{what} {node}: {output:?}");
+    }
+
+    /// Runs a command against some of its nodes.
+    pub(crate) fn client(&self, nodes: &[usize], arguments: &[&str]) -> Output {
+        let addrs = nodes
+            .iter()
+            .map(|&node| format!("127.0.0.1:{}", self.http_port(node)));
+        let addrs = addrs.collect::<Vec<_>>().join(",");
+        let mut command = program();
+        command.args(arguments).env("MYDATASTORE_NODE", addrs);
+        command.output().unwrap()
+    }
+
+    pub(crate) fn put(&self, nodes: &[usize], key: &str, value: &str) {
+        let output = self.client(nodes, &["put", key, value]);
+        assert!(output.status.success(), "put {key}: {output:?}");
+    }
+
+    pub(crate) fn get(&self, nodes: &[usize], key: &str) -> String {
+        let output = self.client(nodes, &["get", key]);
+        assert!(output.status.success(), "get {key}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Repeats a command until it succeeds.
+    pub(crate) fn eventually(&self, nodes: &[usize], arguments: &[&str]) {
+        self.wait_until(&format!("{arguments:?} succeeds"), || {
+            self.client(nodes, arguments).status.success()
+        });
+    }
+
+    /// The process of a node, as `lab.json` says.
+    pub(crate) fn pid(&self, node: usize) -> i32 {
+        let text = std::fs::read(self.dir.join("lab.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        i32::try_from(state["nodes"][node - 1]["pid"].as_i64().unwrap()).unwrap()
     }
 
     /// One HTTP request: status and body.
@@ -161,6 +225,19 @@ impl Lab {
         serde_json::from_str(&self.http(node, "GET", "/v1/status", b"").1).expect("JSON")
     }
 
+    /// The sum of a metric over its labels.
+    pub(crate) fn metric(&self, node: usize, name: &str) -> f64 {
+        let (_, text) = self.http(node, "GET", "/metrics", b"");
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix("mydatastore_")?.strip_prefix(name)?;
+            let is_whole_name = rest.starts_with(['{', ' ']);
+            is_whole_name.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        let samples: Vec<f64> = samples.collect();
+        assert!(!samples.is_empty(), "node {node} has no metric {name}");
+        samples.iter().sum()
+    }
+
     /// Waits until a node serves.
     pub(crate) fn wait_ready(&self, node: usize) {
         let is_ready = || matches!(self.try_http(node, "GET", "/ready", b""), Ok((200, _)));
@@ -189,14 +266,11 @@ impl Lab {
         });
     }
 
-    fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let began = Instant::now();
         while !is_so() {
             if began.elapsed() > PATIENCE {
-                let logs: String = (1..=3)
-                    .map(|n| format!("node {n}:\n{}\n", self.log(n)))
-                    .collect();
-                panic!("not so after {PATIENCE:?}: {what}\n{logs}");
+                panic!("not so after {PATIENCE:?}: {what}\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -223,12 +297,32 @@ impl Lab {
         )
     }
 
+    fn logs(&self) -> String {
+        let logs = (1..=3).map(|n| format!("node {n}:\n{}\n", self.log(n)));
+        logs.collect()
+    }
+
+    /// Whether a node has ever logged these words.
+    pub(crate) fn has_logged(&self, node: usize, words: &str) -> bool {
+        let path = self.dir.join(format!("node-{node}")).join("node.log");
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .contains(words)
+    }
+
     /// The last lines of a node's log.
     pub(crate) fn log(&self, node: usize) -> String {
         let path = self.dir.join(format!("node-{node}")).join("node.log");
         let log = std::fs::read_to_string(path).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Kills the supervisor alone; its nodes run on.
+    pub(crate) fn kill_supervisor(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.kept.take().expect("kept until now")
     }
 
     /// Ctrl-C; everything has to end well.

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -637,6 +638,190 @@ fn takes_no_run_after_a_failed_one(kind: EngineKind) {
     assert_eq!(everything(&*engine), model);
 }
 
+/// An engine that finds no room for a part of its runs, and keeps the contract then: the part before is
+/// there, and no run is taken until it is opened anew.
+struct Cramped {
+    engine: Arc<dyn Engine>,
+    room: Arc<Room>,
+    failed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Room {
+    /// Items that fit before the disk is full; negative: all.
+    items: AtomicI64,
+    /// The failure is a failed sync instead.
+    is_broken: AtomicBool,
+    opened: AtomicU64,
+}
+
+impl Cramped {
+    fn error(&self) -> EngineError {
+        if self.room.is_broken.load(Ordering::SeqCst) {
+            return EngineError::Io(io::Error::other("injected failed sync"));
+        }
+        EngineError::Io(io::Error::new(io::ErrorKind::QuotaExceeded, "injected"))
+    }
+}
+
+impl Engine for Cramped {
+    fn name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    fn ingest(&self, run: &mut dyn Iterator<Item = RunItem>) -> Result<(), EngineError> {
+        let items = self.room.items.load(Ordering::SeqCst);
+        if self.failed.load(Ordering::SeqCst) {
+            // Whether there is room by now or not.
+            return Err(if self.room.is_broken.load(Ordering::SeqCst) {
+                EngineError::Stopped("injected".to_owned())
+            } else {
+                self.error()
+            });
+        }
+        let Ok(items) = usize::try_from(items) else {
+            return self.engine.ingest(run);
+        };
+        self.failed.store(true, Ordering::SeqCst);
+        self.engine.ingest(&mut run.take(items))?;
+        Err(self.error())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.engine.get(key)
+    }
+
+    fn visit(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visitor: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<bool, EngineError> {
+        self.engine.visit(from, to, visitor)
+    }
+
+    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
+        self.engine.drop_range(from, to)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.engine.disk_bytes()
+    }
+
+    fn checkpoint(&self, to: &Path) -> Result<(), EngineError> {
+        self.engine.checkpoint(to)
+    }
+
+    fn close(&self) -> Result<(), EngineError> {
+        self.engine.close()
+    }
+}
+
+/// The engine, bare, in a small room and behind what reopens it.
+fn cramped(home: &Home, room: &Arc<Room>) -> ReopeningEngine {
+    let (kind, path, memory) = (home.kind, home.path(), home.memory.clone());
+    let room = Arc::clone(room);
+    ReopeningEngine::open(Box::new(move || {
+        room.opened.fetch_add(1, Ordering::SeqCst);
+        let engine: Arc<dyn Engine> = match kind {
+            EngineKind::Memory => Arc::new(memory.clone()),
+            kind => open_with(kind, &path, &EngineOptions::default())?,
+        };
+        Ok(Box::new(Cramped {
+            engine,
+            room: Arc::clone(&room),
+            failed: AtomicBool::new(false),
+        }))
+    }))
+    .unwrap()
+}
+
+/// Wherever in a run the room ends: reads go on, and the same run, once there is room, is taken by the
+/// engine opened anew.
+fn goes_on_when_a_full_disk_has_room(kind: EngineKind) {
+    for items in [0, 1, 7, 19, 20] {
+        let home = Home::new(kind);
+        let room = Arc::new(Room::default());
+        room.items.store(-1, Ordering::SeqCst);
+        let engine = cramped(&home, &room);
+        let (before, after) = (uniform_run(20, b"before"), uniform_run(20, &[7; 2_000]));
+        ingest(&engine, &before).unwrap();
+        room.items.store(items, Ordering::SeqCst);
+        for _ in 0..3 {
+            let error = ingest(&engine, &after).unwrap_err();
+            assert!(error.is_full(), "{error}");
+            for (key, value) in &before {
+                let found = engine.get(key).unwrap();
+                assert!(found == *value || found == after[key], "{found:?}");
+            }
+        }
+        assert!(!engine.is_behind());
+        room.items.store(-1, Ordering::SeqCst);
+        ingest(&engine, &after).unwrap();
+        let mut model = Model::new();
+        apply(&mut model, &after);
+        assert_eq!(everything(&engine), model);
+        // Opened anew by each run after a failed one, and by nothing else.
+        assert_eq!(engine.reopenings(), 3);
+        engine.drop_range(b"", END).unwrap();
+        engine.close().unwrap();
+        assert!(ingest(&engine, &after).is_err(), "closed is closed");
+        assert_eq!(room.opened.load(Ordering::SeqCst), 4);
+        drop(engine);
+        assert_eq!(everything(&*home.open()), Model::new());
+    }
+}
+
+/// After a failed sync there is no reopening, whatever room there is.
+fn stays_stopped_after_a_failed_sync(kind: EngineKind) {
+    let home = Home::new(kind);
+    let room = Arc::new(Room::default());
+    room.is_broken.store(true, Ordering::SeqCst);
+    let engine = cramped(&home, &room);
+    let run = uniform_run(20, b"value");
+    for _ in 0..3 {
+        let error = ingest(&engine, &run).unwrap_err();
+        assert!(!error.is_full(), "{error}");
+        room.items.store(-1, Ordering::SeqCst);
+    }
+    assert_eq!(engine.reopenings(), 0);
+}
+
+/// While it is opened anew, readers find it as it was or as it will be, never closed.
+fn readers_see_nothing_of_a_reopening(kind: EngineKind) {
+    let home = Home::new(kind);
+    let room = Arc::new(Room::default());
+    room.items.store(-1, Ordering::SeqCst);
+    let engine = cramped(&home, &room);
+    let run = uniform_run(20, b"value");
+    ingest(&engine, &run).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut reads = 0u64;
+                while !is_over.load(Ordering::SeqCst) || reads == 0 {
+                    assert_eq!(everything(&engine).len(), 20);
+                    assert!(engine.get(b"key-00003").unwrap().is_some());
+                    assert!(engine.disk_bytes() < u64::MAX);
+                    reads += 1;
+                }
+            });
+        }
+        while engine.reopenings() < 5 {
+            room.items.store(3, Ordering::SeqCst);
+            assert!(ingest(&engine, &run).unwrap_err().is_full());
+            room.items.store(-1, Ordering::SeqCst);
+            // Put off while readers are in the way.
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = ingest(&engine, &run) {
+                assert!(error.is_full() && Instant::now() < deadline, "{error}");
+            }
+        }
+        is_over.store(true, Ordering::SeqCst);
+    });
+}
+
 /// A memory engine that fails is repaired by the same run again, as the contract says of a crash.
 #[test]
 fn an_interrupted_ingestion_is_repaired_by_the_same_run() {
@@ -699,6 +884,9 @@ macro_rules! suite {
             takes_a_run_that_is_read_from_itself,
             is_opened_once,
             takes_no_run_after_a_failed_one,
+            goes_on_when_a_full_disk_has_room,
+            stays_stopped_after_a_failed_sync,
+            readers_see_nothing_of_a_reopening,
             a_flipped_byte_is_never_a_wrong_answer,
         ]);
     };

@@ -11,22 +11,23 @@
 //! on opening; and a crash within the creation of a database leaves files that fjall cannot open,
 //! which are recognised (no data can be in them yet) and removed.
 //!
-//! **What we keep away from.** A database with one worker thread can deadlock on its own memtable
-//! rotation, so there are always [`WORKER_THREADS`], and nothing is ever written through a memtable.
-//! Ingestion bypasses fjall's write stalls and queues just one step of compaction, which need not
-//! keep up with what was ingested, so a thread of ours compacts until the tree is settled
-//! after each run, and [`Engine::is_behind`] watches level 0. Dropping a database waits for its
-//! workers without a bound, so [`Engine::close`] drops it on a thread and waits
-//! [`CLOSE_WAIT_MAX`] at most. A panic inside fjall (it trusts its files) comes out as an error.
+//! **What we keep away from.** fjall's own workers: one alone can deadlock on its own memtable
+//! rotation, and one that fails tells nobody why, while a full disk has to be told from a broken one.
+//! There are none ([`WORKER_THREADS`]): nothing is ever written through a memtable, so there is nothing
+//! for them to flush, and a thread of ours compacts after each run until the tree is settled, where one
+//! step of a worker's need not keep up with what was ingested. [`Engine::is_behind`] watches level 0.
+//! [`Engine::close`] drops the database on a thread and waits [`CLOSE_WAIT_MAX`] at most. A panic inside
+//! fjall (it trusts its files) comes out as an error.
 //!
-//! A failed background worker poisons the database; reads go on (each block carries a checksum),
-//! every further ingestion fails.
+//! After a failed ingestion or compaction reads go on (each block carries a checksum), and every further
+//! ingestion fails: with [`EngineError::Io`] of a full disk as long as only room was wanting, else with
+//! [`EngineError::Stopped`].
 //!
 //! What it does not do: compress, and reclaim the space of a dropped range at once (tombstones are
 //! ingested, compaction does the rest).
 //!
-//! The version is pinned: compaction, level 0 and the version number are read through fjall's
-//! undocumented public items.
+//! The version is pinned: the number of workers, compaction, level 0 and the version number go through
+//! fjall's undocumented public items.
 
 use std::any::Any;
 use std::fs;
@@ -42,16 +43,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use fjall::{
     AbstractTree, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError,
-    PersistMode, Readable, Slice, UserKey, UserValue,
+    Readable, Slice, UserKey, UserValue,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::copy::{sync_directory, sync_parent, write_copy};
 use super::kind::EngineOptions;
+use super::reopen::Failure;
 use super::{Engine, EngineError, RunItem, RunOrder};
 
-/// Threads of fjall's own. Never 1, whatever the machine has: one worker can wait for itself.
-const WORKER_THREADS: usize = 4;
+/// Threads of fjall's own: see above.
+const WORKER_THREADS: usize = 0;
 
 /// Values from this many bytes on are stored apart from their keys, so that compaction does not
 /// rewrite them.
@@ -95,7 +97,7 @@ struct Open {
 struct Health {
     closing: AtomicBool,
     /// Why no further run is taken.
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Failure>>,
     /// Steps of compaction that changed the tree.
     compactions: AtomicU64,
     work: Mutex<bool>,
@@ -103,18 +105,16 @@ struct Health {
 }
 
 impl Health {
-    fn fail(&self, reason: String) {
-        tracing::error!(%reason, "the fjall engine takes no further runs");
-        self.failure.lock().get_or_insert(reason);
+    fn fail(&self, doing: &str, error: &EngineError) {
+        tracing::error!(doing, %error, "the fjall engine takes no further runs until it is opened anew");
+        Failure::note(&mut self.failure.lock(), doing, error);
     }
 
     fn check(&self) -> Result<(), EngineError> {
-        match &*self.failure.lock() {
-            Some(reason) => Err(EngineError::Stopped(format!(
-                "after an earlier failure: {reason}"
-            ))),
-            None => Ok(()),
-        }
+        self.failure
+            .lock()
+            .as_ref()
+            .map_or(Ok(()), |failure| Err(failure.to_error()))
     }
 
     fn wake_compactor(&self) {
@@ -178,11 +178,9 @@ impl FjallEngine {
         let changed = self.call(|open| {
             let _alone = open.ingesting.lock();
             self.health.check()?;
-            // Writes nothing, for the journal is empty: this is how fjall says that a worker failed.
-            open.db.persist(PersistMode::Buffer)?;
             unwound(|| operation(open)).inspect_err(|error| {
                 if !matches!(error, EngineError::BadRun(_)) {
-                    self.health.fail(error.to_string());
+                    self.health.fail("ingestion", error);
                 }
             })
         });
@@ -311,7 +309,11 @@ impl Engine for FjallEngine {
                 let _ = closed.send(compactor.is_ok());
             })?;
         match is_closed.recv_timeout(CLOSE_WAIT_MAX) {
-            Ok(true) => Ok(()),
+            // A failure of which nobody has heard yet must not be lost in a reopening.
+            Ok(true) => match self.health.check() {
+                Err(error) if !error.is_full() => Err(error),
+                _ => Ok(()),
+            },
             Ok(false) => Err(EngineError::Stopped(
                 "the compaction thread panicked".to_owned(),
             )),
@@ -337,7 +339,7 @@ fn open_database(
 ) -> Result<(Database, Keyspace), EngineError> {
     fs::create_dir_all(path)?;
     let db = Database::builder(path)
-        .worker_threads(WORKER_THREADS)
+        .worker_threads_unchecked(WORKER_THREADS)
         .cache_size(options.cache_bytes)
         .open()?;
     let records = db.keyspace(KEYSPACE, || {
@@ -442,7 +444,7 @@ fn run_compactor(db: &Database, records: &Keyspace, health: &Health) {
             return;
         }
         if let Err(error) = unwound(|| compact_until_settled(db, records, health)) {
-            health.fail(format!("compaction: {error}"));
+            health.fail("compaction", &error);
             return;
         }
     }
@@ -508,125 +510,4 @@ impl From<fjall::Error> for EngineError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(path: &Path) -> Result<FjallEngine, EngineError> {
-        FjallEngine::open(path, &EngineOptions::default())
-    }
-
-    fn item(key: &'static str) -> RunItem {
-        (Bytes::from(key), Some(Bytes::from("value")))
-    }
-
-    /// Every state that a crash within the creation of a database can leave is a fresh directory.
-    #[test]
-    fn a_creation_that_was_cut_short_is_done_again() {
-        let leftovers: [&[&str]; 5] = [
-            &[],
-            &["lock"],
-            &["lock", "keyspaces/"],
-            &["lock", "keyspaces/", "0.jnl"],
-            &["lock", "keyspaces/", "0.jnl", "version"],
-        ];
-        for names in leftovers {
-            let directory = tempfile::tempdir().unwrap();
-            for name in names {
-                let path = directory.path().join(name);
-                if name.ends_with('/') {
-                    fs::create_dir(path).unwrap();
-                } else {
-                    fs::write(path, b"").unwrap();
-                }
-            }
-            let engine = open(directory.path()).unwrap();
-            engine.ingest(&mut [item("a")].into_iter()).unwrap();
-            drop(engine);
-            assert!(open(directory.path()).unwrap().get(b"a").unwrap().is_some());
-        }
-    }
-
-    /// A value beyond a scan's bounds is not read: damage in it shows only when it is asked for.
-    #[test]
-    fn values_beyond_the_bounds_of_a_scan_are_not_loaded() {
-        let directory = tempfile::tempdir().unwrap();
-        let engine = open(directory.path()).unwrap();
-        for (key, byte) in [("a", 0x5a), ("b", 0xa5)] {
-            let value = Bytes::from(vec![byte; 100_000]);
-            engine
-                .ingest(&mut [(Bytes::from(key), Some(value))].into_iter())
-                .unwrap();
-        }
-        let blobs = engine
-            .call(|open| Ok(open.records.path().join(BLOBS_DIRECTORY)))
-            .unwrap();
-        drop(engine);
-        for entry in fs::read_dir(blobs).unwrap() {
-            let path = entry.unwrap().path();
-            let mut bytes = fs::read(&path).unwrap();
-            // The second value lies in a file of its own, or behind the first.
-            if let Some(at) = bytes.windows(64).position(|window| window == [0xa5; 64]) {
-                bytes[at + 1_000] ^= 1;
-                fs::write(&path, bytes).unwrap();
-            }
-        }
-        let engine = open(directory.path()).unwrap();
-        for (limit, bytes_max) in [(1, usize::MAX), (2, 1), (2, 100_001)] {
-            let page = engine.scan(b"a", b"z", limit, bytes_max).unwrap();
-            assert_eq!((page.pairs.len(), page.more), (1, true));
-        }
-        assert!(engine.scan(b"a", b"z", 2, 100_002).is_err());
-        assert!(engine.get(b"b").is_err());
-    }
-
-    /// What has data but no marker is damaged, and left as it is.
-    #[test]
-    fn data_without_a_version_is_damage() {
-        let directory = tempfile::tempdir().unwrap();
-        let engine = open(directory.path()).unwrap();
-        engine.ingest(&mut [item("a")].into_iter()).unwrap();
-        drop(engine);
-        let marker = directory.path().join(VERSION_MARKER);
-        let kept = directory.path().join("kept");
-        fs::rename(&marker, &kept).unwrap();
-        let Err(error) = open(directory.path()) else {
-            panic!("opened without a version marker");
-        };
-        assert!(matches!(error, EngineError::Corrupt(_)), "{error}");
-        fs::rename(&kept, &marker).unwrap();
-        assert!(open(directory.path()).unwrap().get(b"a").unwrap().is_some());
-    }
-
-    /// Compaction needs no further run to go on: level 0 empties by itself.
-    #[test]
-    fn level_0_is_compacted_by_our_own_thread() {
-        let directory = tempfile::tempdir().unwrap();
-        let engine = open(directory.path()).unwrap();
-        for _ in 0..2 * L0_RUNS_BEHIND {
-            engine
-                .ingest(&mut [item("a"), item("b")].into_iter())
-                .unwrap();
-        }
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
-        let runs = || {
-            engine
-                .call(|open| Ok(open.records.tree.l0_run_count()))
-                .unwrap()
-        };
-        while runs() >= 4 {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "{} runs in level 0",
-                runs()
-            );
-            thread::yield_now();
-        }
-        assert!(engine.background_progress() > 0);
-    }
-
-    #[test]
-    fn a_panic_inside_fjall_is_an_error() {
-        let error = unwound(|| -> Result<(), EngineError> { panic!("{} is odd", 7) }).unwrap_err();
-        assert!(error.to_string().contains("7 is odd"), "{error}");
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{Engine, EngineError, FjallEngine, MemoryEngine};
+use super::{Engine, EngineError, FjallEngine, MemoryEngine, ReopeningEngine};
 
 /// Default bound on an engine's block cache, in bytes. More makes reads of settled keys cheaper.
 pub const CACHE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
@@ -94,11 +94,22 @@ pub fn open_with(
     path: &Path,
     options: &EngineOptions,
 ) -> Result<Arc<dyn Engine>, EngineError> {
+    let (at, options) = (path.to_owned(), options.clone());
     match kind {
-        EngineKind::Fjall => Ok(Arc::new(FjallEngine::open(path, options)?)),
+        EngineKind::Fjall => {
+            let open = move || Ok(Box::new(FjallEngine::open(&at, &options)?) as Box<dyn Engine>);
+            Ok(Arc::new(ReopeningEngine::open(Box::new(open))?))
+        }
+        // It writes nothing that could find a disk full.
         EngineKind::Memory => Ok(Arc::new(MemoryEngine::open(path)?)),
         #[cfg(feature = "engine-leveldb")]
-        EngineKind::LevelDb => Ok(Arc::new(super::LevelDbEngine::open(path, options)?)),
+        EngineKind::LevelDb => {
+            let open = move || {
+                let engine = super::LevelDbEngine::open(&at, &options)?;
+                Ok(Box::new(engine) as Box<dyn Engine>)
+            };
+            Ok(Arc::new(ReopeningEngine::open(Box::new(open))?))
+        }
         #[cfg(not(feature = "engine-leveldb"))]
         EngineKind::LevelDb => Err(EngineError::Stopped(
             "this binary was built without LevelDB; build it with `--features engine-leveldb` (it \

@@ -50,6 +50,8 @@ struct Faults {
     ingest_fails_after: Option<usize>,
     /// Reads that are still to fail.
     failing_reads: usize,
+    /// Runs find no room.
+    is_full: bool,
 }
 
 /// An ordered map in memory. A clone is another open handle on the same content.
@@ -125,6 +127,11 @@ impl MemoryEngine {
         self.content.faults.lock().ingest_fails_after = Some(items);
     }
 
+    /// Fault: whether runs find no room from now on. Nothing of them becomes visible.
+    pub fn set_full(&self, is_full: bool) {
+        self.content.faults.lock().is_full = is_full;
+    }
+
     /// Fault: the next `reads` gets and scans fail.
     pub fn fail_next_reads(&self, reads: usize) {
         self.content.faults.lock().failing_reads = reads;
@@ -178,7 +185,16 @@ impl Engine for MemoryEngine {
 
     fn ingest(&self, run: &mut dyn Iterator<Item = RunItem>) -> Result<(), EngineError> {
         self.check_open()?;
-        let fails_after = self.content.faults.lock().ingest_fails_after.take();
+        let fails_after = {
+            let mut faults = self.content.faults.lock();
+            if faults.is_full {
+                return Err(EngineError::Io(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    "injected full disk",
+                )));
+            }
+            faults.ingest_fails_after.take()
+        };
         // The run is taken out of the iterator before the lock is, so that a run may be read from
         // anywhere, this engine included.
         let mut items = Vec::new();

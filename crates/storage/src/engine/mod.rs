@@ -14,8 +14,12 @@
 //! 3. Keys are 1 to [`ENGINE_KEY_BYTES_MAX`] arbitrary bytes, values any bytes, also none; order is
 //!    bytewise on keys. A run that breaks this is refused ([`EngineError::BadRun`]).
 //! 4. An error is an error: a failed read is never `None`, a failed ingestion is never `Ok`. After
-//!    a failed write to disk an engine takes no further run: what a failed sync left behind is
+//!    a failed write to disk an open engine takes no further run: what a failed write left behind is
 //!    unknown, and only reopening tells.
+//! 5. **A full disk passes.** If all that was wanting was room, for the run itself or for background
+//!    work, the error says so ([`EngineError::is_full`]), reads go on, and ingesting the same run
+//!    again, later, is allowed: the engine is then reopened in place ([`ReopeningEngine`]), so that the
+//!    fourth clause holds. Any other failed write is final until the process ends, a failed sync above all.
 //!
 //! While an ingestion is running, a reader may see any part of its run already, key by key whole:
 //! for each key the old value or the new one, never anything else.
@@ -26,6 +30,7 @@ mod kind;
 #[cfg(feature = "engine-leveldb")]
 pub mod leveldb;
 pub mod memory;
+mod reopen;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -34,6 +39,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::error::is_full;
+
 pub use self::fjall::FjallEngine;
 pub use self::kind::{
     CACHE_BYTES_DEFAULT, EngineKind, EngineOptions, UnknownEngine, open, open_with,
@@ -41,6 +48,7 @@ pub use self::kind::{
 #[cfg(feature = "engine-leveldb")]
 pub use self::leveldb::LevelDbEngine;
 pub use self::memory::MemoryEngine;
+pub use self::reopen::{Opener, ReopeningEngine};
 
 /// Longest key that an engine takes, in bytes; a run with a longer one is refused. The store's keys
 /// are a client's key with a short prefix, well below.
@@ -52,7 +60,7 @@ pub type RunItem = (Bytes, Option<Bytes>);
 /// Why an engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The disk failed or is full. The store must stop taking writes.
+    /// The disk failed, or is full ([`EngineError::is_full`]).
     #[error("engine I/O: {0}")]
     Io(#[from] std::io::Error),
     /// Stored bytes fail their checksum or make no sense.
@@ -68,6 +76,11 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Whether only room was wanting: the disk, or this user's share of it, is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, EngineError::Io(error) if is_full(error))
+    }
+
     /// The error of every call after `close`.
     fn closed() -> EngineError {
         EngineError::Stopped("it was closed".to_owned())

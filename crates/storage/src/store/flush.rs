@@ -11,6 +11,12 @@
 //! A crash before the commit point finds the segment and flushes it again, onto an engine that
 //! holds part of it and nothing later. A crash after it finds the commit point and deletes the
 //! segment.
+//!
+//! **A full disk** stops a flush where it is, with [`StoreError::Full`]; the next attempt goes on
+//! there. It looks for room first: it writes as many bytes as the table holds to a file of no meaning
+//! and removes it. While those do not fit the engine is left alone, because an engine that ran out of
+//! room is opened again by the next run, and makes readers wait meanwhile. Nor is it handed a run
+//! twice because the *run files* found no room: what it has confirmed is remembered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +30,25 @@ use crate::ledger::has_passed;
 use crate::log::LOG_DIR;
 use crate::runs::{IndexRow, RunLimits};
 use crate::table::Table;
+
+/// More room than a table's bytes that a flush wants to see after it found the disk full, in bytes: for
+/// indexes, run files and a little compaction.
+const ROOM_SPARE_BYTES: usize = 1024 * 1024;
+
+/// What is written to see whether there is room. Where the log's start-up would clear it away.
+const ROOM_PROBE: &str = "log/room.tmp";
+
+/// Bytes that a probe writes at a time.
+const ROOM_PROBE_WRITE_BYTES: usize = 64 * 1024;
+
+/// What one attempt to flush leaves to the next.
+#[derive(Default)]
+pub(super) struct Flushing {
+    /// The segment that the engine has confirmed, though its run files are not all written.
+    ingested: Option<u64>,
+    /// The last attempt found the disk full.
+    was_full: bool,
+}
 
 /// Flushes frozen tables: on a thread of its own, or in turns.
 #[derive(Clone)]
@@ -40,8 +65,8 @@ impl Flusher {
     /// engine is behind with its own work (then ask again in a while, see [`Flusher::wants_work`]).
     ///
     /// # Errors
-    /// [`StoreError::Full`]: try again when there is room; nothing is lost. Else the store is
-    /// poisoned.
+    /// [`StoreError::Full`]: try again in a while; nothing is lost, and the attempt looks for room by
+    /// itself. Else the store is poisoned.
     pub fn work(&self) -> Result<bool, StoreError> {
         if self.wants_work() && self.shared.engine.is_behind() {
             return Ok(false);
@@ -54,23 +79,52 @@ impl Flusher {
         self.shared.wants_flush()
     }
 
+    /// Whether so many bytes, and a few more, can be written now. Says no when that cannot be found out.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let disk = &*self.shared.disk;
+        let wanted = bytes.saturating_add(ROOM_SPARE_BYTES);
+        let probe = || {
+            let mut file = disk.create(ROOM_PROBE)?;
+            let zeros = [0; ROOM_PROBE_WRITE_BYTES];
+            let mut left = wanted;
+            while left > 0 {
+                let count = left.min(zeros.len());
+                file.append(&zeros[..count])?;
+                left -= count;
+            }
+            Ok::<(), std::io::Error>(())
+        };
+        // An earlier probe that was cut short may be in the way; usually there is none.
+        let _ = disk.remove(ROOM_PROBE);
+        let probed = probe();
+        let _ = disk.remove(ROOM_PROBE);
+        probed.is_ok()
+    }
+
     /// Flushes the oldest frozen table, however busy the engine is.
     pub(super) fn flush_oldest(&self) -> Result<bool, StoreError> {
-        let _flushing = self.shared.flushing.lock();
+        let mut flushing = self.shared.flushing.lock();
         self.shared.check_sound()?;
         let Some(table) = self.shared.tables.read().frozen.front().cloned() else {
             return Ok(false);
         };
-        self.flush(&table)
-            .map_err(|error| self.shared.poison_unless_full(error))?;
+        if flushing.was_full && !self.has_room(table.bytes()) {
+            return Err(StoreError::Full);
+        }
+        let flushed = self.flush(&table, &mut flushing);
+        flushing.was_full = matches!(flushed, Err(StoreError::Full));
+        flushed.map_err(|error| self.shared.poison_unless_full(error))?;
         self.shared.add(Counter::Flushes, 1);
         self.enforce_run_limits()?;
         Ok(true)
     }
 
-    fn flush(&self, table: &Arc<Table>) -> Result<(), StoreError> {
+    fn flush(&self, table: &Arc<Table>, flushing: &mut Flushing) -> Result<(), StoreError> {
         let shared = &*self.shared;
-        self.ingest(table)?;
+        if flushing.ingested != Some(table.segment()) {
+            self.ingest(table)?;
+            flushing.ingested = Some(table.segment());
+        }
         shared
             .runs
             .write_segment(table.segment(), self.rows(table))?;

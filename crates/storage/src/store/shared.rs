@@ -9,6 +9,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, PartitionId, Record};
 use parking_lot::{Mutex, RwLock};
 
+use super::flush::Flushing;
 use super::{Merged, SettledLeaves, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
@@ -31,7 +32,7 @@ pub(super) struct Shared {
     /// What the last scrub of each partition found.
     pub(super) scrubbed: Mutex<BTreeMap<PartitionId, Arc<SettledLeaves>>>,
     /// Held by the one that flushes.
-    pub(super) flushing: Mutex<()>,
+    pub(super) flushing: Mutex<Flushing>,
     poison: OnceLock<Arc<str>>,
     epoch: AtomicU64,
     counters: [AtomicU64; Counter::COUNT],
@@ -120,7 +121,7 @@ impl Shared {
             runs,
             ledger,
             scrubbed: Mutex::default(),
-            flushing: Mutex::new(()),
+            flushing: Mutex::default(),
             poison: OnceLock::new(),
             epoch: AtomicU64::new(0),
             counters: std::array::from_fn(|_| AtomicU64::new(0)),

@@ -345,7 +345,15 @@ impl ErrorSlot {
                 "another process has this database open ({message})"
             ))
         } else if message.starts_with("IO error") {
-            EngineError::Io(io::Error::other(message))
+            // After the file's name: what the system calls the error. The names are glibc's.
+            let is_full = ["No space left on device", "Disk quota exceeded"]
+                .iter()
+                .any(|words| message.ends_with(words));
+            EngineError::Io(if is_full {
+                io::Error::new(io::ErrorKind::StorageFull, message)
+            } else {
+                io::Error::other(message)
+            })
         } else {
             EngineError::Stopped(message)
         })

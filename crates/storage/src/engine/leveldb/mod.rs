@@ -32,6 +32,7 @@ use parking_lot::{Mutex, RwLock};
 use self::handle::{Batch, Cursor, Handle};
 use super::copy::{sync_directory, sync_parent, write_copy};
 use super::kind::EngineOptions;
+use super::reopen::Failure;
 use super::{Engine, EngineError, RunItem, RunOrder};
 
 /// Bytes of keys and values from which on a batch is written, each at the price of one sync. A batch
@@ -56,7 +57,7 @@ pub struct LevelDbEngine {
     /// One change at a time, so that runs overwrite each other by arrival.
     changing: Mutex<()>,
     /// Why no further run is taken.
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Failure>>,
     closing: AtomicBool,
     seen: Mutex<SeenStatistics>,
 }
@@ -120,17 +121,15 @@ impl LevelDbEngine {
     }
 
     fn fail(&self, error: &EngineError) {
-        tracing::error!(%error, "the LevelDB engine takes no further runs");
-        self.failure.lock().get_or_insert(error.to_string());
+        tracing::error!(%error, "the LevelDB engine takes no further runs until it is opened anew");
+        Failure::note(&mut self.failure.lock(), "writing", error);
     }
 
     fn check_failure(&self) -> Result<(), EngineError> {
-        match &*self.failure.lock() {
-            Some(reason) => Err(EngineError::Stopped(format!(
-                "after an earlier failure: {reason}"
-            ))),
-            None => Ok(()),
-        }
+        self.failure
+            .lock()
+            .as_ref()
+            .map_or(Ok(()), |failure| Err(failure.to_error()))
     }
 
     fn is_closing(&self) -> bool {

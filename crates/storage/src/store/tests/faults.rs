@@ -38,6 +38,65 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
     }
 }
 
+/// An engine without room stops flushing, and nothing else; with room again it goes on.
+#[test]
+fn a_full_engine_is_flushed_to_when_there_is_room() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let flusher = store.flusher();
+    merge(&mut store, "a", 1);
+    store.freeze().unwrap();
+    bench.engine.set_full(true);
+    assert!(matches!(flusher.work(), Err(StoreError::Full)));
+    // Its table answers, and new ones are written.
+    assert_eq!(hlc_of(&store.reader(), "a"), Some(1));
+    merge(&mut store, "b", 2);
+    assert!(matches!(flusher.work(), Err(StoreError::Full)));
+    // Without room for the table the engine is not even asked.
+    bench.engine.set_full(false);
+    let used = bench.disk.used_bytes();
+    bench.disk.set_capacity(Some(used + 1_000));
+    assert!(!flusher.has_room(0));
+    assert!(matches!(flusher.work(), Err(StoreError::Full)));
+    assert_eq!(
+        bench.disk.used_bytes(),
+        used,
+        "looking for room leaves nothing"
+    );
+    assert!(bench.engine.get(b"").is_ok_and(|found| found.is_none()));
+    assert_eq!(bench.engine.disk_bytes(), 0);
+    bench.disk.set_capacity(None);
+    assert!(flusher.work().unwrap());
+    assert!(!flusher.work().unwrap());
+    assert!(bench.engine.disk_bytes() > 0);
+    assert_eq!(hlc_of(&store.reader(), "a"), Some(1));
+    store.close().unwrap();
+    let store = bench.open();
+    assert_eq!(hlc_of(&store.reader(), "a"), Some(1));
+    assert_eq!(hlc_of(&store.reader(), "b"), Some(2));
+}
+
+/// What the engine has confirmed it is not handed again because the run files found no room.
+#[test]
+fn a_full_disk_for_run_files_costs_the_engine_nothing() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let flusher = store.flusher();
+    merge(&mut store, "a", 1);
+    store.freeze().unwrap();
+    bench.disk.set_capacity(Some(bench.disk.used_bytes()));
+    assert!(matches!(flusher.work(), Err(StoreError::Full)));
+    assert!(bench.engine.disk_bytes() > 0, "the engine has taken it");
+    // Would poison the store, if the engine were asked.
+    bench.engine.fail_next_ingest_after(0);
+    bench.disk.set_capacity(None);
+    assert!(flusher.work().unwrap());
+    // The next segment is another.
+    merge(&mut store, "a", 2);
+    store.freeze().unwrap();
+    assert!(is_poisoned(flusher.work()));
+}
+
 #[test]
 fn a_failed_sync_or_append_poisons_everything() {
     for fault in 0..3 {
