@@ -228,10 +228,7 @@ impl Runs {
         key: &[u8],
     ) -> Result<Option<Rank>, StoreError> {
         let rows = self.rows(ledger, epoch, RowRange::Bucket(partition, bucket))?;
-        Ok(rows
-            .iter()
-            .find(|row| row.key == key)
-            .map(IndexRow::rank))
+        Ok(rows.iter().find(|row| row.key == key).map(IndexRow::rank))
     }
 
     /// Removes the run files that `pick` chooses, durably. Their segments must be gone, durably.

@@ -62,7 +62,7 @@ pub use self::flush::Flusher;
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledLeaves};
 pub use self::shared::StoreStats;
-pub use self::watermarks::{Settlement, SettleOutcome};
+pub use self::watermarks::{SettleOutcome, Settlement};
 pub use self::wipe::WipeProgress;
 pub use crate::epoch_index::Leaves;
 pub use crate::error::StoreError;

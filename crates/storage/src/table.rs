@@ -67,12 +67,7 @@ impl Entry {
 
     /// The row that the record leaves in the index of its epoch.
     fn row(&self, bucket_count: u16) -> IndexRow {
-        IndexRow::new(
-            self.partition,
-            bucket_count,
-            self.key_bytes(),
-            self.rank(),
-        )
+        IndexRow::new(self.partition, bucket_count, self.key_bytes(), self.rank())
     }
 }
 
@@ -336,7 +331,12 @@ mod tests {
         let mut encoded = Vec::new();
         record.encode(&mut encoded);
         let digest = record.digest();
-        table.put(PartitionId(partition), &record, digest, Bytes::from(encoded));
+        table.put(
+            PartitionId(partition),
+            &record,
+            digest,
+            Bytes::from(encoded),
+        );
     }
 
     fn keys(mut entries: Vec<Entry>) -> Vec<String> {

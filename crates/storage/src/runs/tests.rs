@@ -1,6 +1,6 @@
 use super::*;
-use crate::keys::bucket_of;
 use crate::disk::FaultyDisk;
+use crate::keys::bucket_of;
 use bytes::Bytes;
 use mds_types::{Digest, Hlc, Kind, NodeId, PartitionId, Version};
 use proptest::prelude::*;
@@ -55,7 +55,10 @@ fn rows_come_back_sorted_by_range() {
     write(&runs, 1, &[(7, many_rows())]);
     let mut expected = many_rows();
     sort_rows(&mut expected);
-    assert_eq!(runs.rows(&ledger(), Epoch(7), RowRange::All).unwrap(), expected);
+    assert_eq!(
+        runs.rows(&ledger(), Epoch(7), RowRange::All).unwrap(),
+        expected
+    );
     assert_eq!(runs.rows(&ledger(), Epoch(8), RowRange::All).unwrap(), []);
     for range in [
         RowRange::Partition(PartitionId(0)),
@@ -69,7 +72,11 @@ fn rows_come_back_sorted_by_range() {
             .filter(|row| range.contains(row))
             .cloned()
             .collect();
-        assert_eq!(runs.rows(&ledger(), Epoch(7), range).unwrap(), part, "{range:?}");
+        assert_eq!(
+            runs.rows(&ledger(), Epoch(7), range).unwrap(),
+            part,
+            "{range:?}"
+        );
     }
 }
 

@@ -158,7 +158,9 @@ impl Store {
             let Some(current) = current.filter(|current| current.version == dead.version) else {
                 continue;
             };
-            let expired = current.expires_at_ms.is_some_and(|at_ms| at_ms <= dead_by_ms);
+            let expired = current
+                .expires_at_ms
+                .is_some_and(|at_ms| at_ms <= dead_by_ms);
             if current.kind() != Kind::Tombstone && !expired {
                 continue;
             }
@@ -220,9 +222,8 @@ impl Store {
         let mut done = Collected::default();
         for row in rows.iter().filter(|row| row.kind == Kind::Tombstone) {
             let current = reader.get(&row.key)?;
-            let is_it = |record: &Record| {
-                record.version == row.version && record.kind() == Kind::Tombstone
-            };
+            let is_it =
+                |record: &Record| record.version == row.version && record.kind() == Kind::Tombstone;
             let Some(current) = current.filter(is_it) else {
                 continue;
             };

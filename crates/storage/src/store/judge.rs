@@ -190,7 +190,10 @@ impl<'a> Arriving<'a, '_> {
             (Ordering::Greater, current) => {
                 let digest = self.record.digest();
                 let index = self.change_of_winner(digest, current.as_ref());
-                Ok((Merged::Applied, Some(self.accept(What::Record, digest, index))))
+                Ok((
+                    Merged::Applied,
+                    Some(self.accept(What::Record, digest, index)),
+                ))
             }
             (Ordering::Less, Some(current)) => {
                 Ok((Merged::Superseded, self.row_alone(&current, earlier)?))
@@ -292,9 +295,12 @@ impl<'a> Arriving<'a, '_> {
             .map(Accepted::rank)
             .max();
         let bucket = self.bucket();
-        let present = self
-            .shared
-            .row(self.ledger, record.epoch, (self.partition, bucket), &record.key)?;
+        let present = self.shared.row(
+            self.ledger,
+            record.epoch,
+            (self.partition, bucket),
+            &record.key,
+        )?;
         let present = present.max(in_batch);
         if present >= Some(rank) {
             return Ok(None);

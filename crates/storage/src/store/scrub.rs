@@ -250,7 +250,14 @@ impl Scrub {
             epoch,
             bucket: Some(0),
         };
-        let known = || match self.reader.shared.tables.read().index.get(epoch, self.partition) {
+        let known = || match self
+            .reader
+            .shared
+            .tables
+            .read()
+            .index
+            .get(epoch, self.partition)
+        {
             Known::Leaves(leaves) => Some(leaves),
             Known::No(_) => None,
         };

@@ -174,10 +174,7 @@ impl Shared {
     }
 
     /// Changes the ledger, durably.
-    pub(super) fn change_ledger(
-        &self,
-        change: impl FnOnce(&mut Ledger),
-    ) -> Result<(), StoreError> {
+    pub(super) fn change_ledger(&self, change: impl FnOnce(&mut Ledger)) -> Result<(), StoreError> {
         match self.ledger.change(&*self.disk, change) {
             Ok(()) => Ok(()),
             Err(ChangeError::Full) => Err(StoreError::Full),

@@ -67,11 +67,10 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::close_epochs`].
-    pub fn settle(
-        &mut self,
-        settlements: &[Settlement],
-    ) -> Result<Vec<SettleOutcome>, StoreError> {
-        self.settle_if(settlements, |ledger, partition| !ledger.lacks_rows(partition))
+    pub fn settle(&mut self, settlements: &[Settlement]) -> Result<Vec<SettleOutcome>, StoreError> {
+        self.settle_if(settlements, |ledger, partition| {
+            !ledger.lacks_rows(partition)
+        })
     }
 
     /// The same, after all records of these partitions were compared and not only rows.
