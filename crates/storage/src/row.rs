@@ -298,5 +298,5 @@ mod tests {
         assert_eq!(hash, GOLDEN, "{hash:#034x}");
     }
 
-    const GOLDEN: u128 = 0;
+    const GOLDEN: u128 = 0x45c2_34d3_c628_fdc7_f3f0_b8cd_26bd_69e9;
 }

@@ -1,65 +1,36 @@
 //! Random lives of a store, with every fault the disk and the engine have, against a plain model.
 //!
-//! The model knows the order in which records won. After a crash the store must stand exactly where
-//! it stood after *some* number of them: at least all that were acknowledged if the process died,
-//! or if the power went under [`FsyncPolicy::Always`]; else at least all that were synced. Records
-//! and epoch index must agree on that number. What is found at start-up is durable from then on.
-
-use std::collections::BTreeMap;
+//! The model knows the order in which records won and rows were left. After a crash the store must stand
+//! exactly where it stood after *some* number of them: at least all that were acknowledged if the process
+//! died, or if the power went under [`FsyncPolicy::Always`]; else at least all that were synced. Records,
+//! epoch index and bucket hashes must agree on that number. What is found at start-up is durable from then
+//! on.
+//!
+//! Beside merging, epochs are closed, settled and collected, and partitions are wiped and streamed. What the
+//! ledger has promised is never taken back, and what may be collected is the only thing that may be
+//! missing: no removal, torn or not, uncovers anything. Versions are above the floors of their epochs,
+//! as coordinators see to; beyond that version order and epoch order differ freely.
 
 use super::*;
 use crate::disk::faulty::SplitMix64;
 
+mod content;
+
+use content::{Content, base, brief, is_here, may_be_gone, next_floor, partition};
+
 const KEYS: u64 = 10;
 const PARTITIONS: u16 = 4;
-const HLC_MAX: u64 = 400;
+const EPOCH_MAX: u64 = 12;
+/// Between the floors of two epochs.
+const FLOOR_STEP: u64 = 30;
+/// Above its epoch's floor a version is at most this far: several epochs' worth.
+const HLC_SPAN: u64 = 60;
+/// Values of which half expire before this time, and none at it.
+const DEAD_BY_MS: u64 = 1_000;
 
-/// What a store holds.
-#[derive(Clone, Default, PartialEq)]
-struct Content {
-    records: BTreeMap<Bytes, Record>,
-    /// The greatest version written of each key in each epoch.
-    rows: BTreeMap<(Epoch, Bytes), Version>,
-}
-
-/// `key@hlc.node=length`, and `-` for a tombstone's length.
-fn brief(record: &Record) -> String {
-    let key = String::from_utf8_lossy(&record.key);
-    let (hlc, node) = (record.version.hlc.0, record.version.node.0);
-    let length = record
-        .value()
-        .map_or("-".into(), |value| value.len().to_string());
-    format!("{key}@{hlc}.{node}={length}")
-}
-
-impl std::fmt::Debug for Content {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let records: Vec<_> = self.records.values().map(brief).collect();
-        let row = |((epoch, key), version): (&(Epoch, Bytes), &Version)| {
-            let key = String::from_utf8_lossy(key);
-            format!("{epoch}/{key}@{}.{}", version.hlc.0, version.node.0)
-        };
-        let rows: Vec<_> = self.rows.iter().map(row).collect();
-        write!(f, "records {records:?} rows {rows:?}")
-    }
-}
-
-impl Content {
-    fn judge(&self, record: &Record) -> Merged {
-        match self.records.get(&record.key) {
-            None => Merged::Applied,
-            Some(current) if record.supersedes(current) => Merged::Applied,
-            Some(current) if record == current => Merged::Same,
-            Some(_) => Merged::Superseded,
-        }
-    }
-
-    fn apply(&mut self, record: &Record) {
-        self.records.insert(record.key.clone(), record.clone());
-        let row = self.rows.entry((record.epoch, record.key.clone()));
-        let version = row.or_default();
-        *version = record.version.max(*version);
-    }
+/// Every version of an epoch is above its floor.
+fn floor(epoch: Epoch) -> Hlc {
+    Hlc(FLOOR_STEP * epoch.0)
 }
 
 struct Life {
@@ -75,9 +46,23 @@ struct Life {
     acknowledged: usize,
     /// Everything up to `acknowledged`: what readers see.
     visible: Content,
+    /// What the ledger said last.
+    promised: Arc<Ledger>,
     epoch: u64,
     now_ns: u64,
-    crashes: u32,
+    seen: Seen,
+}
+
+/// What came about.
+#[derive(Default)]
+struct Seen {
+    crashes: u64,
+    outcomes: [u64; 6],
+    rows_alone: u64,
+    collected: u64,
+    wiped: u64,
+    streamed: u64,
+    rebuilt: u64,
 }
 
 impl Life {
@@ -86,6 +71,10 @@ impl Life {
         bench.disk = FaultyDisk::new(seed);
         bench.options.fsync = fsync;
         bench.options.partition_count = PARTITIONS;
+        bench.options.bucket_count = 3;
+        bench.options.row_seed = seed;
+        // Half of them have to forget hashes for want of room.
+        bench.options.index_bytes_max = if seed % 2 == 0 { 1_200 } else { 1 << 20 };
         bench.options.segment_bytes_max = 500;
         let mut life = Life {
             seed,
@@ -96,9 +85,10 @@ impl Life {
             history: Vec::new(),
             acknowledged: 0,
             visible: Content::default(),
-            epoch: 0,
+            promised: Arc::new(Ledger::new(PARTITIONS)),
+            epoch: 1,
             now_ns: 0,
-            crashes: 0,
+            seen: Seen::default(),
         };
         life.reopen(false);
         life
@@ -106,35 +96,75 @@ impl Life {
 
     fn any_record(&mut self) -> Record {
         let key = format!("key-{}", self.random.below(KEYS));
-        let hlc = 1 + self.random.below(HLC_MAX);
+        let oldest = self.epoch.saturating_sub(5).max(1);
+        let epoch = oldest + self.random.below(self.epoch - oldest + 1);
+        let hlc = floor(Epoch(epoch)).0 + 1 + self.random.below(HLC_SPAN);
         let length = self.random.below(60) as usize;
         let mut record = record(&key, hlc, &"v".repeat(length));
-        record.version.node = NodeId(1 + self.random.below(2));
-        if self.random.below(5) == 0 {
-            record.body = Body::Tombstone;
+        record.epoch = Epoch(epoch);
+        // A version tells its epoch, as no coordinator stamps twice.
+        record.version.node = NodeId(2 * epoch + self.random.below(2));
+        match self.random.below(8) {
+            0..3 => record.body = Body::Tombstone,
+            3 => record.expires_at_ms = Some(500),
+            4 => record.expires_at_ms = Some(5_000),
+            _ => {}
         }
         record
     }
 
+    fn any_partition(&mut self) -> PartitionId {
+        PartitionId(self.random.below(u64::from(PARTITIONS)) as u16)
+    }
+
     fn merge(&mut self) {
         let count = 1 + self.random.below(5);
-        let batch: Vec<Record> = (0..count).map(|_| self.any_record()).collect();
+        let purposes = [
+            Purpose::Write,
+            Purpose::Hint,
+            Purpose::Repair,
+            Purpose::Sync,
+        ];
+        let batch: Vec<(Purpose, Record)> = (0..count)
+            .map(|_| {
+                let again = self.visible.records.values();
+                let again = again.cloned().nth(self.random.below(40) as usize);
+                let record = again.unwrap_or_else(|| self.any_record());
+                (purposes[self.random.below(4) as usize], record)
+            })
+            .collect();
         let mut after = self.visible.clone();
-        let mut winners = Vec::new();
+        let mut changes = Vec::new();
         let mut expected = Vec::new();
-        for record in &batch {
-            let outcome = after.judge(record);
-            expected.push(outcome);
-            if outcome == Merged::Applied {
+        for (purpose, record) in &batch {
+            let (outcome, is_change) = after.judge(&self.promised, *purpose, record);
+            let current = after.records.get(&record.key);
+            // Where a dead record may be gone, its absence may be what a record of its time meets.
+            let or = match current.is_some_and(|current| may_be_gone(&self.promised, current)) {
+                true if matches!(outcome, Merged::Same | Merged::Superseded) => Merged::Settled,
+                _ => outcome,
+            };
+            expected.push([outcome, or]);
+            if is_change {
+                self.seen.rows_alone += u64::from(outcome == Merged::Superseded);
                 after.apply(record);
-                winners.push(record.clone());
+                changes.push(record.clone());
             }
         }
         let Some(store) = &mut self.store else { return };
-        match store.merge(&batch) {
+        match store.merge_for(&batch) {
             Ok(outcomes) => {
-                assert_eq!(outcomes, expected, "seed {}", self.seed);
-                self.history.extend(winners);
+                for ((outcome, expected), merge) in outcomes.iter().zip(expected).zip(&batch) {
+                    self.seen.outcomes[*outcome as usize] += 1;
+                    assert!(
+                        expected.contains(outcome),
+                        "seed {}: {outcome:?} is none of {expected:?} for {:?} {}",
+                        self.seed,
+                        merge.0,
+                        brief(&merge.1)
+                    );
+                }
+                self.history.extend(changes);
                 self.acknowledged = self.history.len();
                 self.visible = after;
                 if self.bench.options.fsync == FsyncPolicy::Always {
@@ -142,13 +172,52 @@ impl Life {
                 }
             }
             Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
+            // A run file that cannot be read past a planned crash point refuses the batch.
+            Err(StoreError::Io { .. }) if self.bench.disk.is_stopped() => self.crash(),
             Err(StoreError::Poisoned { .. }) => {
                 // Nobody knows how much of it is in the log.
-                self.history.extend(winners);
+                self.history.extend(changes);
                 self.crash();
             }
             Err(error) => panic!("seed {}: {error}", self.seed),
         }
+    }
+
+    /// The ledger was changed, so everything before is durable.
+    fn promised(&mut self) {
+        let Some(store) = &self.store else { return };
+        let ledger = store.reader().ledger();
+        if ledger != self.promised {
+            self.synced();
+            self.adopt(ledger);
+        }
+    }
+
+    /// Takes note of a ledger, which may not take back what the last one promised.
+    fn adopt(&mut self, ledger: Arc<Ledger>) {
+        assert!(ledger.closed >= self.promised.closed);
+        for ((place, old), (_, new)) in self.promised.partitions().zip(ledger.partitions()) {
+            assert!(new.collected <= new.settled && new.settled <= ledger.closed);
+            let was_wiped =
+                old.state == PartitionState::Wiping && new.state == PartitionState::Absent;
+            assert!(was_wiped || new.wiped_at_segment == old.wiped_at_segment);
+            assert!(was_wiped || (new.settled, new.collected) >= (old.settled, old.collected));
+            if was_wiped || new.state == PartitionState::Absent {
+                self.seen.wiped += u64::from(was_wiped);
+                self.visible.wipe(place);
+                self.durable.wipe(place);
+                let before = self.history.len();
+                let behind = self.history[self.acknowledged..].len();
+                self.history
+                    .retain(|record| partition(&record.key) != place);
+                assert!(behind == 0 || before == self.history.len());
+                self.acknowledged = self.history.len() - behind;
+            }
+            let ended = matches!(old.state, PartitionState::Streaming { .. })
+                && new.state == PartitionState::Held;
+            self.seen.streamed += u64::from(ended);
+        }
+        self.promised = ledger;
     }
 
     /// Everything acknowledged is known to be durable.
@@ -159,7 +228,7 @@ impl Life {
     }
 
     fn crash(&mut self) {
-        self.crashes += 1;
+        self.seen.crashes += 1;
         self.store = None;
         // A store does not open on a full disk.
         self.bench.disk.set_capacity(None);
@@ -191,24 +260,31 @@ impl Life {
             Err(error) => panic!("seed {}: {error}", self.seed),
         };
         let found = self.content(&store.reader());
+        let ledger = store.reader().ledger();
         let at_least = if lost_power { 0 } else { self.acknowledged };
         let mut state = self.durable.clone();
-        let mut matches = at_least == 0 && state == found;
+        let is_found = |state: &Content| state.comparable(&ledger) == found.comparable(&ledger);
+        // Of several numbers that fit, the last: they differ in what may be gone only.
+        let mut at = (at_least == 0 && is_found(&state)).then(|| state.clone());
         for (index, record) in self.history.iter().enumerate() {
             state.apply(record);
-            matches |= index + 1 >= at_least && state == found;
+            if index + 1 >= at_least && is_found(&state) {
+                at = Some(state.clone());
+            }
         }
-        assert!(
-            matches,
-            "seed {}: found {found:?}\nis not {:?}\nand the first of (at least {at_least}) {:?}",
-            self.seed,
-            self.durable,
-            self.history.iter().map(brief).collect::<Vec<_>>()
-        );
+        let Some(at) = at else {
+            panic!(
+                "seed {}: found {found:?}\nis not {:?}\nand the first of (at least {at_least}) {:?}",
+                self.seed,
+                self.durable,
+                self.history.iter().map(brief).collect::<Vec<_>>()
+            );
+        };
         self.history.clear();
         self.acknowledged = 0;
-        self.visible = found.clone();
-        self.durable = found;
+        self.visible = at.clone();
+        self.durable = at;
+        self.adopt(ledger);
         self.store = Some(store);
     }
 
@@ -246,7 +322,7 @@ impl Life {
                 assert_eq!(Some(record), got);
             }
         }
-        for epoch in (0..=HLC_MAX / 100).map(Epoch) {
+        for epoch in (1..=EPOCH_MAX).map(Epoch) {
             let all = reader.index_rows(epoch, RowRange::All).unwrap();
             let parts = (0..PARTITIONS).flat_map(|partition| {
                 let range = RowRange::Partition(PartitionId(partition));
@@ -254,18 +330,114 @@ impl Life {
             });
             assert_eq!(parts.collect::<Vec<_>>(), all, "seed {}", self.seed);
             for row in all {
-                content.rows.insert((epoch, row.key), row.version);
+                let rank = row.rank();
+                content.rows.insert((epoch, row.key), rank);
             }
         }
         content
     }
 
     fn check(&mut self) {
-        if let Some(reader) = self.store.as_ref().map(Store::reader) {
-            // A planned crash point does not stop reads of tables and engine, but those of run
-            // files once it is reached.
-            if !self.bench.disk.is_stopped() {
-                assert_eq!(self.content(&reader), self.visible, "seed {}", self.seed);
+        let Some(reader) = self.store.as_ref().map(Store::reader) else {
+            return;
+        };
+        // A planned crash point does not stop reads of tables and engine, but those of run
+        // files once it is reached.
+        if self.bench.disk.is_stopped() {
+            return;
+        }
+        let found = self.content(&reader);
+        let ledger = reader.ledger();
+        assert_eq!(
+            found.comparable(&ledger),
+            self.visible.comparable(&ledger),
+            "seed {}",
+            self.seed
+        );
+        for key in found.records.keys() {
+            let entry = ledger.partition(partition(key));
+            assert_ne!(entry.state, PartitionState::Absent, "seed {}", self.seed);
+        }
+        self.check_leaves(&reader);
+        self.scrub(&reader);
+    }
+
+    /// The hashes are those of the rows, whatever way they came about.
+    fn check_leaves(&mut self, reader: &StoreReader) {
+        let options = &self.bench.options;
+        for epoch in (1..=EPOCH_MAX).map(Epoch) {
+            for place in (0..PARTITIONS).map(PartitionId) {
+                let has_set = is_here(&self.promised, place) && epoch > base(&self.promised, place);
+                let expected =
+                    self.visible
+                        .leaves(epoch, place, options.bucket_count, options.row_seed);
+                let found = reader.leaves(epoch, place).unwrap();
+                assert_eq!(found, has_set.then_some(expected), "seed {}", self.seed);
+                if has_set {
+                    let rebuilt = reader.rebuilt_leaves(epoch, place).unwrap();
+                    assert_eq!(found, Some(rebuilt), "seed {}", self.seed);
+                    self.seen.rebuilt += 1;
+                }
+            }
+        }
+    }
+
+    /// A scrub finds nothing but what is dead, and the settled records sum up to what they are.
+    fn scrub(&mut self, reader: &StoreReader) {
+        let place = self.any_partition();
+        let options = ScrubOptions {
+            dead_by_ms: DEAD_BY_MS,
+            left_out_ms: DEAD_BY_MS,
+        };
+        let mut scrub = Scrub::new(reader.clone(), place, options);
+        let mut dead = Vec::new();
+        loop {
+            let step = scrub.step(1 + self.random.below(9) as usize).unwrap();
+            for finding in step.findings {
+                match finding {
+                    ScrubFinding::Dead(found) => dead.push(found),
+                    other => panic!("seed {}: {other:?}", self.seed),
+                }
+            }
+            if step.is_done {
+                break;
+            }
+        }
+        let entry = self.promised.partition(place).clone();
+        if entry.state != PartitionState::Held {
+            return;
+        }
+        let sums = reader.settled_leaves(place).unwrap();
+        let bucket_count = self.bench.options.bucket_count;
+        let mut rows = Vec::new();
+        for bucket in 0..bucket_count {
+            let mut after: Option<Bytes> = None;
+            loop {
+                let at = (place, bucket);
+                let page = reader.settled_rows(&sums, at, after.as_deref(), 3);
+                let (page, end) = page.unwrap();
+                rows.extend(page);
+                match end {
+                    Some(end) => after = Some(end),
+                    None => break,
+                }
+            }
+        }
+        let seed = self.bench.options.row_seed;
+        assert_eq!(sums.leaves, Leaves::of(&rows, bucket_count, seed));
+        let is_live = |record: &&Record| {
+            record.value().is_some() && record.expires_at_ms.is_none_or(|at| at > DEAD_BY_MS)
+        };
+        let live = self.visible.records.values().filter(is_live);
+        let live = live.filter(|record| partition(&record.key) == place);
+        let settled = live.filter(|record| record.epoch <= entry.settled && entry.settled.0 > 0);
+        assert_eq!(rows.len(), settled.count(), "seed {}", self.seed);
+        if let (Some(store), true) = (&mut self.store, self.random.coin()) {
+            match store.collect_dead(&dead, next_floor(entry.settled), DEAD_BY_MS) {
+                Ok(collected) => self.seen.collected += collected.removed,
+                Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
+                Err(StoreError::Poisoned { .. }) => self.crash(),
+                Err(error) => panic!("seed {}: {error}", self.seed),
             }
         }
     }
@@ -274,20 +446,102 @@ impl Life {
         if self.bench.disk.is_stopped() {
             return self.crash();
         }
-        let outcome = match self.random.below(100) {
+        let outcome = match self.random.below(130) {
             0..45 => return self.merge(),
             45..72 => self.work(),
             72..75 => self.sync(),
             75..80 => return self.check(),
+            100..118 => self.advance(),
+            118..130 => self.move_partitions(),
             80..91 => return self.plan_fault(),
             91..93 => return self.fill_the_disk(),
             93..95 => return self.close(),
             _ => return self.crash(),
         };
+        self.promised();
         match outcome {
             Ok(()) | Err(StoreError::Behind { .. } | StoreError::Full) => {}
+            Err(StoreError::Engine(_)) => {}
+            Err(StoreError::Io { .. }) if self.bench.disk.is_stopped() => self.crash(),
             Err(StoreError::Poisoned { .. }) => self.crash(),
             Err(error) => panic!("seed {}: {error}", self.seed),
+        }
+    }
+
+    /// Epochs go their way.
+    fn advance(&mut self) -> Result<(), StoreError> {
+        let partition = self.any_partition();
+        let settled = self.promised.partition(partition).settled;
+        let closed = self.promised.closed;
+        let epoch = Epoch(closed.0.max(settled.0) + self.random.below(2));
+        let what = self.random.below(8);
+        let rows_max = 1 + self.random.below(40) as usize;
+        let Some(store) = &mut self.store else {
+            return Ok(());
+        };
+        match what {
+            0..2 => {
+                self.epoch = (self.epoch + 1).min(EPOCH_MAX);
+                store.close_epochs(Epoch(self.epoch.saturating_sub(2)))
+            }
+            2..4 => {
+                let settlement = Settlement {
+                    partition,
+                    epoch,
+                    chain: u128::from(epoch.0),
+                };
+                let outcome = store.settle(&[settlement])?[0];
+                let is_held = self.promised.partition(partition).state == PartitionState::Held;
+                let expected = match (is_held, epoch <= closed) {
+                    (false, _) => SettleOutcome::NotHeld,
+                    (true, _) if epoch <= settled => SettleOutcome::Already,
+                    (true, false) => SettleOutcome::NotClosed,
+                    (true, true) => SettleOutcome::Raised,
+                };
+                assert_eq!(outcome, expected);
+                Ok(())
+            }
+            4..7 => {
+                for partition in (0..PARTITIONS).map(PartitionId) {
+                    let settled = self.promised.partition(partition).settled;
+                    let collected = store.collect(partition, next_floor(settled), rows_max)?;
+                    self.seen.collected += collected.removed;
+                }
+                Ok(())
+            }
+            _ => store.reader().drop_collected_index().map(drop),
+        }
+    }
+
+    /// Partitions are lost and gained.
+    fn move_partitions(&mut self) -> Result<(), StoreError> {
+        let away = self.promised.partitions();
+        let away = away.filter(|(_, entry)| entry.state != PartitionState::Held);
+        let away: Vec<_> = away.map(|(partition, _)| partition).collect();
+        let any = self.any_partition();
+        let partition = away.first().copied().unwrap_or(any);
+        let what = self.random.below(9);
+        let from = self.random.below(self.promised.closed.0 + 1);
+        let Some(store) = &mut self.store else {
+            return Ok(());
+        };
+        match what {
+            0 if self
+                .promised
+                .partitions()
+                .all(|(p, _)| is_here(&self.promised, p)) =>
+            {
+                store.begin_wipe(&[partition])
+            }
+            0..4 => store.continue_wipe().map(drop),
+            4 => store.hold(&[partition]),
+            5 => store.begin_streams(&[Settlement {
+                partition,
+                epoch: Epoch(from),
+                chain: 5,
+            }]),
+            6 => store.advance_streams(&[(partition, Bytes::from_static(b"key-3"))]),
+            _ => store.finish_streams(&[partition]),
         }
     }
 
@@ -300,7 +554,7 @@ impl Life {
             0..15 => store.flusher().work().map(drop),
             15..18 => store.freeze().map(drop),
             18..22 => {
-                self.epoch += 1;
+                self.epoch = (self.epoch + 1).min(EPOCH_MAX);
                 store.epoch_changed(Epoch(self.epoch))
             }
             _ => {
@@ -354,10 +608,11 @@ impl Life {
 }
 
 fn live(seeds: std::ops::Range<u64>, fsync: FsyncPolicy) {
-    let (mut crashes, mut flushes, mut applied) = (0, 0, 0);
+    let (mut flushes, mut applied) = (0, 0);
+    let mut all = Seen::default();
     for seed in seeds {
         let mut life = Life::new(seed, fsync);
-        for _ in 0..120 {
+        for _ in 0..300 {
             life.step();
             if let Some(store) = &life.store {
                 let stats = store.reader().stats();
@@ -368,10 +623,36 @@ fn live(seeds: std::ops::Range<u64>, fsync: FsyncPolicy) {
         if !life.bench.disk.is_stopped() {
             life.check();
         }
-        crashes += life.crashes;
+        let seen = &life.seen;
+        for (sum, count) in all.outcomes.iter_mut().zip(seen.outcomes) {
+            *sum += count;
+        }
+        all.crashes += seen.crashes;
+        all.rows_alone += seen.rows_alone;
+        all.collected += seen.collected;
+        all.wiped += seen.wiped;
+        all.streamed += seen.streamed;
+        all.rebuilt += seen.rebuilt;
     }
     // The lives were worth living.
-    assert!(crashes > 500 && flushes > 3 && applied > 20);
+    let crashes = all.crashes;
+    assert!(
+        crashes > 500 && flushes > 3 && applied > 20,
+        "{crashes} {flushes} {applied}"
+    );
+    assert!(
+        all.outcomes.iter().all(|count| *count > 50),
+        "{:?}",
+        all.outcomes
+    );
+    let counts = [
+        all.rows_alone,
+        all.collected,
+        all.wiped,
+        all.streamed,
+        all.rebuilt,
+    ];
+    assert!(counts.iter().all(|count| *count > 30), "{counts:?}");
 }
 
 #[test]
