@@ -115,14 +115,14 @@ pub(crate) enum Part {
 }
 
 /// Which client asked, in which of its attempts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Asker {
     pub(crate) client: usize,
     pub(crate) attempt: u64,
 }
 
 /// What reaches a client.
-#[derive(Debug)]
+#[derive(Hash, Debug)]
 pub(crate) enum ClientEvent {
     /// It does something next.
     Next,
@@ -165,17 +165,9 @@ impl Event {
                 node,
                 from,
                 request,
-            } => {
-                let text = format!("{from:?} {request:?}");
-                trace.event(at_ns, "request", *node as u64, text.as_bytes());
-            }
+            } => trace.value(at_ns, "request", *node as u64, &(from, request)),
             Event::Client { client, event } => {
-                trace.event(
-                    at_ns,
-                    "client",
-                    *client as u64,
-                    format!("{event:?}").as_bytes(),
-                );
+                trace.value(at_ns, "client", *client as u64, event);
             }
             Event::Start { node } => trace.event(at_ns, "start", *node as u64, &[]),
             Event::Init { node } => trace.event(at_ns, "init", *node as u64, &[]),

@@ -29,6 +29,7 @@ mod history;
 mod network;
 mod node;
 mod oracle;
+mod queue;
 mod random;
 mod trace;
 mod world;
