@@ -17,7 +17,7 @@ use crate::trace::Trace;
 pub(crate) struct Env {
     /// Simulated time, nanoseconds since the run began.
     pub(crate) now_ns: u64,
-    queue: Queue,
+    queue: Queue<Event>,
     /// For the small delays between the threads of a machine.
     random: Random,
     pub(crate) network: Network,

@@ -12,7 +12,9 @@
 //! Not simulated: the real engines (the reference engine in memory stands in for them), the kernel,
 //! the shell with its threads and sockets, and the protocols of clients.
 
+pub mod batch;
 pub mod checkers;
+pub mod cores;
 pub mod coverage;
 pub mod faults;
 #[cfg(feature = "mutations")]

@@ -9,22 +9,30 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::event::Event;
-
 /// What is to happen.
-#[derive(Default)]
-pub(crate) struct Queue {
+pub(crate) struct Queue<E> {
     /// Time, number of the planning, slot.
     heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
     /// An event that was dropped leaves its slot empty until its time comes.
-    slots: Vec<Option<Event>>,
+    slots: Vec<Option<E>>,
     free: Vec<usize>,
     planned: u64,
 }
 
-impl Queue {
+impl<E> Default for Queue<E> {
+    fn default() -> Queue<E> {
+        Queue {
+            heap: BinaryHeap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            planned: 0,
+        }
+    }
+}
+
+impl<E> Queue<E> {
     /// Plans an event, behind all that was planned for the same time before.
-    pub(crate) fn push(&mut self, at_ns: u64, event: Event) {
+    pub(crate) fn push(&mut self, at_ns: u64, event: E) {
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = Some(event);
@@ -40,7 +48,7 @@ impl Queue {
     }
 
     /// Takes the next event and its time, if it is due by `until_ns`.
-    pub(crate) fn pop(&mut self, until_ns: u64) -> Option<(u64, Event)> {
+    pub(crate) fn pop(&mut self, until_ns: u64) -> Option<(u64, E)> {
         while let Some(&Reverse((at_ns, _, slot))) = self.heap.peek() {
             let is_dropped = self.slots[slot].is_none();
             if at_ns > until_ns && !is_dropped {
@@ -56,14 +64,14 @@ impl Queue {
     }
 
     /// Drops all events that `is_kept` does not want. Looks at every one: for rare occasions.
-    pub(crate) fn retain(&mut self, is_kept: impl Fn(&Event) -> bool) {
+    pub(crate) fn retain(&mut self, is_kept: impl Fn(&E) -> bool) {
         for slot in &mut self.slots {
             slot.take_if(|event| !is_kept(event));
         }
     }
 
     /// All that is planned, in no meaningful order.
-    pub(crate) fn events(&self) -> impl Iterator<Item = &Event> {
+    pub(crate) fn events(&self) -> impl Iterator<Item = &E> {
         self.slots.iter().flatten()
     }
 }
@@ -72,39 +80,33 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn nodes(queue: &mut Queue, until_ns: u64) -> Vec<(u64, usize)> {
-        let node = |(at_ns, event)| match event {
-            Event::Start { node } => (at_ns, node),
-            other => panic!("{other:?}"),
-        };
-        std::iter::from_fn(|| queue.pop(until_ns))
-            .map(node)
-            .collect()
+    fn taken(queue: &mut Queue<u32>, until_ns: u64) -> Vec<(u64, u32)> {
+        std::iter::from_fn(|| queue.pop(until_ns)).collect()
     }
 
     #[test]
     fn events_come_by_time_then_as_they_were_planned() {
         let mut queue = Queue::default();
-        for (at_ns, node) in [(20, 1), (10, 2), (20, 3), (10, 4), (30, 5)] {
-            queue.push(at_ns, Event::Start { node });
+        for (at_ns, event) in [(20, 1), (10, 2), (20, 3), (10, 4), (30, 5)] {
+            queue.push(at_ns, event);
         }
-        assert_eq!(nodes(&mut queue, 20), [(10, 2), (10, 4), (20, 1), (20, 3)]);
+        assert_eq!(taken(&mut queue, 20), [(10, 2), (10, 4), (20, 1), (20, 3)]);
         // Slots are used again; the order stays.
-        queue.push(30, Event::Start { node: 6 });
-        queue.push(25, Event::Start { node: 7 });
-        assert_eq!(nodes(&mut queue, 30), [(25, 7), (30, 5), (30, 6)]);
+        queue.push(30, 6);
+        queue.push(25, 7);
+        assert_eq!(taken(&mut queue, 30), [(25, 7), (30, 5), (30, 6)]);
     }
 
     #[test]
     fn what_is_dropped_does_not_happen() {
         let mut queue = Queue::default();
-        for node in 0..6 {
-            queue.push(10, Event::Start { node });
+        for event in 0..6 {
+            queue.push(10, event);
         }
-        queue.retain(|event| !matches!(event, Event::Start { node } if node % 2 == 0));
+        queue.retain(|event| event % 2 == 1);
         assert_eq!(queue.events().count(), 3);
-        queue.push(5, Event::Start { node: 8 });
-        assert_eq!(nodes(&mut queue, 10), [(5, 8), (10, 1), (10, 3), (10, 5)]);
+        queue.push(5, 8);
+        assert_eq!(taken(&mut queue, 10), [(5, 8), (10, 1), (10, 3), (10, 5)]);
         assert_eq!(queue.events().count(), 0);
     }
 }

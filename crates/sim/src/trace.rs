@@ -2,22 +2,22 @@
 //! people.
 //!
 //! Every event that the world handles goes into the number with its time, its kind, its place and a
-//! hash of all its bytes. The lines are few and only kept, never read: they cannot change a run.
+//! hash of all its bytes. The lines are only kept, never read: they cannot change a run. An ordinary run
+//! keeps none, because a seed that fails can be run again with them.
 
-use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Lines kept for a failure; older ones are forgotten.
-const LINES_MAX: usize = 400;
+/// What comes before the bytes of an event in the number: time, place, and two lengths.
+const HEAD_BYTES: usize = 8 + 8 + 8 + 1;
 
 /// How much is written down.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Detail {
-    /// The last lines about nodes, faults and requests, in memory.
-    Recent,
-    /// All of them, in memory.
+    /// Only the number.
+    Nothing,
+    /// Lines about nodes, faults and requests.
     Whole,
     /// Every single event besides.
     Everything,
@@ -29,8 +29,7 @@ pub(crate) struct Trace {
     /// Used again and again for the fields of a value.
     fields: Fields,
     detail: Detail,
-    lines: VecDeque<String>,
-    forgotten: u64,
+    lines: Vec<String>,
     pub(crate) events: u64,
 }
 
@@ -40,8 +39,7 @@ impl Trace {
             hash: Xxh3::new(),
             fields: Fields::default(),
             detail,
-            lines: VecDeque::new(),
-            forgotten: 0,
+            lines: Vec::new(),
             events: 0,
         }
     }
@@ -49,10 +47,14 @@ impl Trace {
     /// Takes note of an event. `place` is a node, a client or a connection, as the kind says.
     pub(crate) fn event(&mut self, at_ns: u64, kind: &'static str, place: u64, bytes: &[u8]) {
         self.events += 1;
-        self.hash.update(&at_ns.to_le_bytes());
+        let length = bytes.len() as u64;
+        let mut head = [0; HEAD_BYTES];
+        for (part, number) in head.chunks_exact_mut(8).zip([at_ns, place, length]) {
+            part.copy_from_slice(&number.to_le_bytes());
+        }
+        head[24] = kind.len() as u8;
+        self.hash.update(&head);
         self.hash.update(kind.as_bytes());
-        self.hash.update(&place.to_le_bytes());
-        self.hash.update(&(bytes.len() as u64).to_le_bytes());
         self.hash.update(bytes);
         if self.detail == Detail::Everything {
             let length = bytes.len();
@@ -75,12 +77,11 @@ impl Trace {
 
     /// Writes a line for people.
     pub(crate) fn line(&mut self, at_ns: u64, text: impl FnOnce() -> String) {
-        if self.detail == Detail::Recent && self.lines.len() >= LINES_MAX {
-            self.lines.pop_front();
-            self.forgotten += 1;
+        if self.detail == Detail::Nothing {
+            return;
         }
         let (s, us) = (at_ns / 1_000_000_000, at_ns / 1_000 % 1_000_000);
-        self.lines.push_back(format!("{s:>3}.{us:06} {}", text()));
+        self.lines.push(format!("{s:>3}.{us:06} {}", text()));
     }
 
     /// The number of all events so far.
@@ -90,9 +91,7 @@ impl Trace {
 
     /// The lines, oldest first.
     pub(crate) fn into_lines(self) -> Vec<String> {
-        let forgotten = self.forgotten;
-        let head = (forgotten > 0).then(|| format!("... {forgotten} earlier lines"));
-        head.into_iter().chain(self.lines).collect()
+        self.lines
     }
 }
 
@@ -138,7 +137,7 @@ mod tests {
     #[test]
     fn every_part_of_an_event_counts() {
         let hash = |at_ns, kind, place, bytes: &[u8]| {
-            let mut trace = Trace::new(Detail::Recent);
+            let mut trace = Trace::new(Detail::Nothing);
             trace.event(at_ns, kind, place, bytes);
             trace.hash()
         };
@@ -157,7 +156,7 @@ mod tests {
     #[test]
     fn every_field_of_a_value_counts() {
         let hash = |value: &(u64, Option<u8>, &[u8], &[u8])| {
-            let mut trace = Trace::new(Detail::Recent);
+            let mut trace = Trace::new(Detail::Nothing);
             trace.value(1, "request", 1, value);
             trace.hash()
         };
@@ -174,15 +173,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_bounded_and_do_not_change_the_number() {
-        let mut trace = Trace::new(Detail::Recent);
-        let before = trace.hash();
-        for number in 0..LINES_MAX + 5 {
-            trace.line(0, || number.to_string());
+    fn lines_do_not_change_the_number() {
+        let mut hashes = Vec::new();
+        for (detail, count) in [
+            (Detail::Nothing, 0),
+            (Detail::Whole, 1),
+            (Detail::Everything, 2),
+        ] {
+            let mut trace = Trace::new(detail);
+            trace.line(0, || "a line".to_owned());
+            trace.event(1, "turn", 1, b"a");
+            hashes.push(trace.hash());
+            assert_eq!(trace.into_lines().len(), count);
         }
-        assert_eq!(trace.hash(), before);
-        let lines = trace.into_lines();
-        assert_eq!(lines.len(), LINES_MAX + 1);
-        assert!(lines[0].contains("5 earlier"));
+        assert!(hashes.iter().all(|hash| *hash == hashes[0]));
     }
 }
