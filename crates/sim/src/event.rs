@@ -33,7 +33,8 @@ pub(crate) enum Event {
     Request {
         node: usize,
         from: Asker,
-        request: Request,
+        /// In a box, as all that is large: events are moved about a lot.
+        request: Box<Request>,
     },
     /// Something reaches a client.
     Client { client: usize, event: ClientEvent },
@@ -88,7 +89,7 @@ pub(crate) enum NodeEvent {
     /// The disk has done it.
     StoreFinish,
     /// The store's thread tells the data loop.
-    StoreDone(StoreDone),
+    StoreDone(Box<StoreDone>),
     /// The store's thread has had nothing to do for a while.
     StoreIdle { seq: u64 },
     /// The flusher works.
@@ -129,7 +130,7 @@ pub(crate) enum ClientEvent {
     /// Its request was answered.
     Reply {
         attempt: u64,
-        result: Result<Outcome, RequestError>,
+        result: Box<Result<Outcome, RequestError>>,
     },
     /// The node's machine refused the connection: the request was never read.
     Refused { attempt: u64 },
