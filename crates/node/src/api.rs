@@ -41,7 +41,7 @@ pub const FRONT_RESP: u8 = 1;
 pub const FRONT_HTTP: u8 = 2;
 
 /// One question.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Request {
     /// What to do.
     pub op: Op,
@@ -50,7 +50,7 @@ pub struct Request {
 }
 
 /// What to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Op {
     /// Read a key.
     Get {
@@ -88,7 +88,7 @@ pub enum Op {
 }
 
 /// What a request may choose for itself. `None` means the cluster's or node's default.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct RequestOptions {
     /// R: replicas that must answer a read.
     pub read_quorum: Option<u8>,
@@ -109,7 +109,7 @@ pub struct RequestOptions {
 /// What a write is stamped with, once: the retry token. A retry carries all of it, because the same
 /// version with another epoch or another value would be another record, which merging could not tell
 /// from the first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Stamp {
     /// Who wrote, when.
     pub version: Version,
@@ -147,7 +147,7 @@ impl std::str::FromStr for Stamp {
 }
 
 /// What a request came to.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
     /// Answer to `Get`. A deleted or expired key has no value but may have a version.
     Read {
@@ -177,7 +177,7 @@ pub enum Outcome {
 }
 
 /// Why a request did not succeed, by what the client can do about it.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum RequestError {
     /// The request itself is wrong: retrying it is useless.
     #[error("{0}")]

@@ -269,16 +269,16 @@ impl StoreIo {
 
     /// Carries a batch out.
     pub fn execute(&mut self, mut batch: StoreBatch) -> StoreDone {
-        let merged = self.execute_merges(&mut batch);
-        let mut done = self.execute_rest(batch);
-        done.failed = merged.failed.or(done.failed);
+        let mut merged = self.execute_merges(&mut batch);
+        let done = self.execute_rest(batch);
+        let failed = merged.failed.take().or(done.failed);
         StoreDone {
             hint_batches: done.hint_batches,
             hints_stored: done.hints_stored,
             hints_dropped: done.hints_dropped,
             hint_bytes_taken: done.hint_bytes_taken,
             hints_pending: done.hints_pending,
-            failed: done.failed,
+            failed,
             ..merged
         }
     }

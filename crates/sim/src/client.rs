@@ -208,7 +208,7 @@ impl Clients {
     pub(crate) fn on_event(&mut self, index: usize, event: ClientEvent, env: &mut Env) {
         let heard = match event {
             ClientEvent::Next => return self.begin(index, env),
-            ClientEvent::Reply { attempt, result } => (attempt, heard(result)),
+            ClientEvent::Reply { attempt, result } => (attempt, heard(*result)),
             ClientEvent::Refused { attempt } => (attempt, Heard::Refused),
             ClientEvent::Broken { attempt } | ClientEvent::Timeout { attempt } => {
                 (attempt, Heard::Unknown(None))
@@ -328,7 +328,7 @@ impl Clients {
             client: index,
             attempt: attempt.number,
         };
-        let (node, request) = (attempt.node, Request { op, options });
+        let (node, request) = (attempt.node, Box::new(Request { op, options }));
         let delay_ns = client.random.between(20_000, 200_000);
         env.after(
             delay_ns,

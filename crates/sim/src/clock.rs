@@ -23,6 +23,9 @@ const BAD_DRIFT_PPM_MAX: u64 = 4_000;
 /// A wall clock is wrong by at most this much, microseconds. Well below the skew that nodes refuse.
 const WALL_ERROR_US_MAX: u64 = 250_000;
 
+/// One in a million, as drift is given.
+const PPM: i64 = 1_000_000;
+
 /// The clocks of one machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
@@ -82,9 +85,15 @@ impl Clock {
     /// The first moment of simulated time at which the monotonic clock shows at least `mono_ns`.
     pub(crate) fn when(&self, mono_ns: u64) -> u64 {
         let elapsed_ns = mono_ns.saturating_sub(self.mono_start_ns);
-        let rate = 1_000_000 + i128::from(self.drift_ppm);
-        let near = i128::from(elapsed_ns) * 1_000_000 / rate;
-        let mut sim_ns = u64::try_from(near).unwrap_or(u64::MAX);
+        let rate = (PPM + self.drift_ppm) as u64;
+        let mut sim_ns = match elapsed_ns.checked_mul(PPM as u64) {
+            Some(product) => product / rate,
+            // Hours away, or never: dear, and rare.
+            None => {
+                let near = u128::from(elapsed_ns) * PPM as u128 / u128::from(rate);
+                u64::try_from(near).unwrap_or(u64::MAX)
+            }
+        };
         while sim_ns < u64::MAX && self.elapsed_ns(sim_ns) < elapsed_ns {
             sim_ns += 1;
         }
@@ -92,8 +101,11 @@ impl Clock {
     }
 
     fn elapsed_ns(&self, sim_ns: u64) -> u64 {
-        let drift = i128::from(sim_ns) * i128::from(self.drift_ppm) / 1_000_000;
-        (i128::from(sim_ns) + drift) as u64
+        // Whole millions first: all of it fits 64 bits, for ever, and rounds as the whole product would.
+        let (millions, rest) = (sim_ns / PPM as u64, sim_ns % PPM as u64);
+        let (millions, rest) = (millions as i64, rest as i64);
+        let drift_ns = millions * self.drift_ppm + rest * self.drift_ppm / PPM;
+        sim_ns.wrapping_add_signed(drift_ns)
     }
 }
 
@@ -115,6 +127,21 @@ mod tests {
                 "{sim_ns} {when_ns}"
             );
         }
+    }
+
+    #[test]
+    fn drift_is_as_exact_as_in_wide_arithmetic_and_never_overflows() {
+        let mut random = Random::new(3);
+        for _ in 0..1_000 {
+            let clock = Clock::draw(&mut random);
+            let sim_ns = random.bits() >> random.below(64);
+            let drift_ns = i128::from(sim_ns) * i128::from(clock.drift_ppm) / i128::from(PPM);
+            let elapsed_ns = i128::from(sim_ns) + drift_ns;
+            assert_eq!(clock.elapsed_ns(sim_ns), elapsed_ns as u64);
+        }
+        // A deadline that means "never".
+        let clock = Clock::draw(&mut random);
+        assert!(clock.when(u64::MAX) > u64::MAX / 2);
     }
 
     #[test]

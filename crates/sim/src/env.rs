@@ -9,6 +9,7 @@ use crate::event::{ClientEvent, Event, NodeEvent, Part, Undo};
 use crate::faults::{Counts, Traffic};
 use crate::network::{ConnId, Network, Side};
 use crate::oracle::{Violation, Watch};
+use crate::queue::Queue;
 use crate::random::Random;
 use crate::trace::Trace;
 
@@ -16,9 +17,7 @@ use crate::trace::Trace;
 pub(crate) struct Env {
     /// Simulated time, nanoseconds since the run began.
     pub(crate) now_ns: u64,
-    /// By time, then by the order in which they were planned.
-    queue: BTreeMap<(u64, u64), Event>,
-    next_seq: u64,
+    queue: Queue<Event>,
     /// For the small delays between the threads of a machine.
     random: Random,
     pub(crate) network: Network,
@@ -43,8 +42,7 @@ impl Env {
     pub(crate) fn new(random: Random, network: Network, trace: Trace) -> Env {
         Env {
             now_ns: 0,
-            queue: BTreeMap::new(),
-            next_seq: 0,
+            queue: Queue::default(),
             random,
             network,
             machines: BTreeMap::new(),
@@ -61,9 +59,7 @@ impl Env {
 
     /// Plans an event. What lies in the past happens now.
     pub(crate) fn at(&mut self, at_ns: u64, event: Event) {
-        self.next_seq += 1;
-        self.queue
-            .insert((at_ns.max(self.now_ns), self.next_seq), event);
+        self.queue.push(at_ns.max(self.now_ns), event);
     }
 
     pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
@@ -81,12 +77,7 @@ impl Env {
 
     /// Takes the next event off the queue, if it is due by `until_ns`, and moves the time there.
     pub(crate) fn next(&mut self, until_ns: u64) -> Option<Event> {
-        let entry = self.queue.first_entry()?;
-        let (at_ns, _) = *entry.key();
-        if at_ns > until_ns {
-            return None;
-        }
-        let event = entry.remove();
+        let (at_ns, event) = self.queue.pop(until_ns)?;
         self.now_ns = at_ns;
         event.note(at_ns, &mut self.trace);
         Some(event)
@@ -95,14 +86,14 @@ impl Env {
     /// Forgets the large faults that are still to come, and their ends.
     pub(crate) fn drop_planned_faults(&mut self) {
         self.queue
-            .retain(|_, event| !matches!(event, Event::Act(_) | Event::Undo(_)));
+            .retain(|event| !matches!(event, Event::Act(_) | Event::Undo(_)));
     }
 
     /// Whether a fault of this machine's disk is still to end.
     pub(crate) fn is_disk_faulty(&self, node: usize) -> bool {
         let ends = [Undo::DiskFull(node), Undo::ReadError(node)];
         self.queue
-            .values()
+            .events()
             .any(|event| matches!(event, Event::Undo(undo) if ends.contains(undo)))
     }
 

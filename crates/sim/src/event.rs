@@ -33,7 +33,8 @@ pub(crate) enum Event {
     Request {
         node: usize,
         from: Asker,
-        request: Request,
+        /// In a box, as all that is large: events are moved about a lot.
+        request: Box<Request>,
     },
     /// Something reaches a client.
     Client { client: usize, event: ClientEvent },
@@ -88,7 +89,7 @@ pub(crate) enum NodeEvent {
     /// The disk has done it.
     StoreFinish,
     /// The store's thread tells the data loop.
-    StoreDone(StoreDone),
+    StoreDone(Box<StoreDone>),
     /// The store's thread has had nothing to do for a while.
     StoreIdle { seq: u64 },
     /// The flusher works.
@@ -115,21 +116,21 @@ pub(crate) enum Part {
 }
 
 /// Which client asked, in which of its attempts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Asker {
     pub(crate) client: usize,
     pub(crate) attempt: u64,
 }
 
 /// What reaches a client.
-#[derive(Debug)]
+#[derive(Hash, Debug)]
 pub(crate) enum ClientEvent {
     /// It does something next.
     Next,
     /// Its request was answered.
     Reply {
         attempt: u64,
-        result: Result<Outcome, RequestError>,
+        result: Box<Result<Outcome, RequestError>>,
     },
     /// The node's machine refused the connection: the request was never read.
     Refused { attempt: u64 },
@@ -165,17 +166,9 @@ impl Event {
                 node,
                 from,
                 request,
-            } => {
-                let text = format!("{from:?} {request:?}");
-                trace.event(at_ns, "request", *node as u64, text.as_bytes());
-            }
+            } => trace.value(at_ns, "request", *node as u64, &(from, request)),
             Event::Client { client, event } => {
-                trace.event(
-                    at_ns,
-                    "client",
-                    *client as u64,
-                    format!("{event:?}").as_bytes(),
-                );
+                trace.value(at_ns, "client", *client as u64, event);
             }
             Event::Start { node } => trace.event(at_ns, "start", *node as u64, &[]),
             Event::Init { node } => trace.event(at_ns, "init", *node as u64, &[]),

@@ -12,7 +12,9 @@
 //! Not simulated: the real engines (the reference engine in memory stands in for them), the kernel,
 //! the shell with its threads and sockets, and the protocols of clients.
 
+pub mod batch;
 pub mod checkers;
+pub mod cores;
 pub mod coverage;
 pub mod faults;
 #[cfg(feature = "mutations")]
@@ -29,6 +31,7 @@ mod history;
 mod network;
 mod node;
 mod oracle;
+mod queue;
 mod random;
 mod trace;
 mod world;

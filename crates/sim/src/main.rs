@@ -1,12 +1,13 @@
 //! Runs simulated clusters from the command line.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use mds_sim::batch::{Stopwatch, cores as machine_cores, for_each_seed};
 use mds_sim::coverage::SEEDS_MIN;
-use mds_sim::faults::Counts;
-use mds_sim::{Coverage, Detail, Report, Settings, run, shrink};
+use mds_sim::faults::{Counts, SECOND_NS};
+use mds_sim::{Coverage, Detail, Report, Settings, cores, run, shrink};
 use tracing_subscriber::EnvFilter;
 
 /// Whole clusters in one deterministic process: every fault, one seed to replay.
@@ -27,6 +28,29 @@ enum Command {
         /// The first.
         #[arg(long, default_value_t = 1)]
         start: u64,
+        /// Seeds at a time. Default: as many as the machine has cores.
+        #[arg(long)]
+        jobs: Option<NonZeroUsize>,
+    },
+    /// Runs many seeds of three cores alone: what coordinators and replicas say to each other, without
+    /// Raft, gossip and disks. Exits with 1 if one fails.
+    Cores {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        seeds: u64,
+        /// The first.
+        #[arg(long, default_value_t = 1)]
+        start: u64,
+        /// Seeds at a time. Default: as many as the machine has cores.
+        #[arg(long)]
+        jobs: Option<NonZeroUsize>,
+    },
+    /// Measures how fast the simulator is: five nodes under the load of five clients, first in peace,
+    /// then under faults, one seed at a time.
+    Speed {
+        /// Seeds of each kind.
+        #[arg(long, default_value_t = 5)]
+        seeds: u64,
     },
     /// Runs one seed again and prints what happened.
     Replay {
@@ -61,7 +85,9 @@ enum Command {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, start } => run_many(start, seeds),
+        Command::Run { seeds, start, jobs } => run_many(start, seeds, jobs),
+        Command::Cores { seeds, start, jobs } => run_cores(start, seeds, jobs),
+        Command::Speed { seeds } => run_speed(seeds),
         Command::Mutations { seeds, start } => run_mutations(start, seeds),
         Command::Replay {
             seed,
@@ -120,25 +146,22 @@ fn shrunk(seed: u64, settings: &Settings) -> Report {
     shrunk.report
 }
 
-fn run_many(start: u64, seeds: u64) -> ExitCode {
-    let began = Instant::now();
+fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>) -> ExitCode {
+    let watch = Stopwatch::start();
     let mut failed = 0;
     let mut sim_s = 0.0;
     let mut coverage = Coverage::default();
-    for seed in start..start + seeds {
-        let report = run(seed, &Settings::default());
+    let make = |seed| run(seed, &Settings::default());
+    let jobs = jobs.unwrap_or_else(machine_cores);
+    for_each_seed(start..start + seeds, jobs, make, |report| {
         coverage.add(&report);
         sim_s += report.sim_ns as f64 / 1e9;
         if !report.violations.is_empty() {
             failed += 1;
             print_failure(&report);
         }
-    }
-    let wall_s = began.elapsed().as_secs_f64();
-    println!(
-        "{sim_s:.0} simulated seconds in {wall_s:.1} s: {:.0}x",
-        sim_s / wall_s
-    );
+    });
+    print_speed(sim_s, &watch);
     print_counts("faults", &coverage.faults);
     print_counts("reached", &coverage.reached);
     let missing = coverage.missing();
@@ -148,6 +171,88 @@ fn run_many(start: u64, seeds: u64) -> ExitCode {
     }
     println!("{seeds} seeds, {failed} failed");
     exit_code(failed == 0 && is_covered)
+}
+
+/// Prints what a batch cost. A cluster-hour is an hour of one cluster, whatever its size.
+fn print_speed(sim_s: f64, watch: &Stopwatch) {
+    let (wall_s, cpu_s) = watch.elapsed_s();
+    println!(
+        "{sim_s:.0} simulated seconds in {wall_s:.1} s: {:.0}x",
+        sim_s / wall_s
+    );
+    println!(
+        "{cpu_s:.1} CPU seconds: {:.0} simulated cluster-hours per CPU-hour",
+        sim_s / cpu_s
+    );
+}
+
+fn run_cores(start: u64, seeds: u64, jobs: Option<NonZeroUsize>) -> ExitCode {
+    let watch = Stopwatch::start();
+    let mut failed = 0;
+    let mut counts = Counts::default();
+    let mut events = 0;
+    let jobs = jobs.unwrap_or_else(machine_cores);
+    for_each_seed(start..start + seeds, jobs, cores::run, |report| {
+        events += report.events;
+        for (name, times) in &report.counts.0 {
+            counts.add(name, *times);
+        }
+        if let Some((sentence, detail)) = report.broken.first() {
+            failed += 1;
+            println!("seed {}: broken: {sentence}: {detail}", report.seed);
+        }
+    });
+    let (wall_s, cpu_s) = watch.elapsed_s();
+    println!(
+        "{:.0} seeds a second, {:.0} a CPU second; {:.0} events in each",
+        seeds as f64 / wall_s,
+        seeds as f64 / cpu_s,
+        events as f64 / seeds.max(1) as f64
+    );
+    print_counts("reached", &counts);
+    let missing: Vec<&str> = cores::REACHED
+        .into_iter()
+        .filter(|name| !counts.0.contains_key(name))
+        .collect();
+    if !missing.is_empty() {
+        println!("never reached: {}", missing.join(", "));
+    }
+    let is_covered = missing.is_empty() || seeds < cores::SEEDS_MIN;
+    println!("{seeds} seeds, {failed} failed");
+    exit_code(failed == 0 && is_covered)
+}
+
+/// The same configuration and the same seeds at all times, so that figures can be compared.
+fn run_speed(seeds: u64) -> ExitCode {
+    let mut failed = 0;
+    for with_faults in [false, true] {
+        let settings = Settings {
+            nodes: Some(5),
+            faults_ns: 60 * SECOND_NS,
+            with_faults,
+            ..Settings::default()
+        };
+        let watch = Stopwatch::start();
+        let (mut sim_s, mut events, mut operations) = (0.0, 0, 0);
+        for seed in 1..=seeds {
+            let report = run(seed, &settings);
+            sim_s += report.sim_ns as f64 / 1e9;
+            events += report.events;
+            operations += report.endings.values().sum::<usize>();
+            if !report.violations.is_empty() {
+                failed += 1;
+                print_failure(&report);
+            }
+        }
+        println!(
+            "{}: {:.0} operations and {:.0} events a simulated second",
+            if with_faults { "faults" } else { "peace" },
+            operations as f64 / sim_s,
+            events as f64 / sim_s
+        );
+        print_speed(sim_s, &watch);
+    }
+    exit_code(failed == 0)
 }
 
 #[cfg(not(feature = "mutations"))]

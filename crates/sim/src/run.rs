@@ -16,7 +16,9 @@ use mds_cluster::Standing;
 use mds_types::{NodeId, Record};
 
 use crate::event::Event;
-use crate::faults::{Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
+use crate::faults::{
+    Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
+};
 use crate::node::Process;
 use crate::oracle::{self, Violation};
 use crate::random::Random;
@@ -51,6 +53,8 @@ pub struct Settings {
     pub clients: usize,
     /// How long the faults last, nanoseconds of simulated time.
     pub faults_ns: u64,
+    /// Whether anything goes wrong. If not: a good network, good disks, an empty schedule.
+    pub with_faults: bool,
     /// Which large faults of the schedule happen, by their number. None: all.
     pub keep: Option<BTreeSet<usize>>,
     /// How much of the run is written down.
@@ -63,8 +67,9 @@ impl Default for Settings {
             nodes: None,
             clients: 5,
             faults_ns: 12 * SECOND_NS,
+            with_faults: true,
             keep: None,
-            detail: Detail::Recent,
+            detail: Detail::Nothing,
         }
     }
 }
@@ -144,7 +149,10 @@ fn count_panics() {
 
 fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
-    let faults = FaultConfig::draw(&mut random.part("rates", 0));
+    let faults = match settings.with_faults {
+        true => FaultConfig::draw(&mut random.part("rates", 0)),
+        false => FaultConfig::none(),
+    };
     // Five: more than replicas, so that no node holds everything.
     let drawn = match random.part("nodes", 0).below(4) {
         0 => 5,
@@ -160,7 +168,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
     if world.machines.len() > usize::from(world.config.replicas) {
         world.env.reached.count("more nodes than replicas");
     }
-    if birth(&mut world, &random) {
+    if birth(&mut world, &random, settings) {
         suffer(&mut world, &random, settings);
     }
     if world.env.violations.is_empty() {
@@ -170,7 +178,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
 }
 
 /// Starts the nodes and forms the cluster.
-fn birth(world: &mut World, random: &Random) -> bool {
+fn birth(world: &mut World, random: &Random, settings: &Settings) -> bool {
     let mut random = random.part("birth", 0);
     for node in 0..world.machines.len() {
         world
@@ -179,7 +187,7 @@ fn birth(world: &mut World, random: &Random) -> bool {
     }
     // Some machines lose their power in the middle of it.
     for node in 0..world.machines.len() {
-        if random.below(BIRTH_CRASH_ONE_IN) == 0 {
+        if random.below(BIRTH_CRASH_ONE_IN) == 0 && settings.with_faults {
             let down_ns = random.between(50 * MILLISECOND_NS, SECOND_NS);
             let operations = random.below(80);
             world.env.counts.count("power lost during birth");
@@ -234,7 +242,10 @@ fn suffer(world: &mut World, random: &Random, settings: &Settings) {
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
-    let schedule = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    let schedule = match settings.with_faults {
+        true => draw_schedule(&mut random, world.machines.len(), faults_ns),
+        false => Schedule::new(),
+    };
     world.scheduled = schedule.len();
     for (number, (after_ns, action)) in schedule.into_iter().enumerate() {
         let is_kept = settings.keep.as_ref();

@@ -105,7 +105,7 @@ impl World {
             } => {
                 let machine = &mut self.machines[node];
                 match &mut machine.process {
-                    Some(process) => process.on_request(from, request, &mut self.env),
+                    Some(process) => process.on_request(from, *request, &mut self.env),
                     None if machine.power == Power::On => {
                         let refused = ClientEvent::Refused {
                             attempt: from.attempt,

@@ -114,7 +114,7 @@ impl TryFrom<u8> for Kind {
 }
 
 /// What a write left behind.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Body {
     /// A value, possibly empty. An empty value is not an absent one.
     Value(Bytes),
@@ -123,7 +123,7 @@ pub enum Body {
 }
 
 /// One version of one key.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Record {
     /// The key, 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: Bytes,

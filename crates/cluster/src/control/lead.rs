@@ -93,9 +93,18 @@ impl Control {
     /// Does the next thing that a leader has to see to.
     pub(super) fn lead(&mut self) {
         let Some(parts) = &self.raft else { return };
+        let epoch = lock(&parts.applied).state.epoch;
+        let leads = self.is_leader();
+        let epoch_due = self.epoch.is_due(self.now_ns, leads, epoch);
+        if !leads {
+            self.watch = super::ring::RingWatch::default();
+        }
+        if !leads || self.duty_running {
+            return;
+        }
         let raft = parts.raft.clone();
         let state = lock(&parts.applied).state.clone();
-        let (leads, voters, learners, caught_up) = self.exec.enter(|| {
+        let (voters, learners, caught_up) = self.exec.enter(|| {
             let metrics = raft.metrics();
             let metrics = metrics.borrow_watched();
             let membership = metrics.membership_config.membership();
@@ -110,20 +119,11 @@ impl Control {
                 .map(|(node, _)| *node)
                 .collect();
             (
-                metrics.state.is_leader(),
                 membership.voter_ids().collect::<BTreeSet<NodeId>>(),
                 membership.learner_ids().collect::<BTreeSet<NodeId>>(),
                 caught_up,
             )
         });
-        let epoch_due = self.epoch.is_due(self.now_ns, leads, state.epoch);
-        if !leads {
-            self.watch = super::ring::RingWatch::default();
-        }
-        if !leads || self.duty_running {
-            self.exec.enter(|| drop(raft));
-            return;
-        }
         let long_dead = self.watch.look(
             self.now_ns,
             self.me,

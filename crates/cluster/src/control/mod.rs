@@ -135,6 +135,7 @@ pub struct Control {
     view: Arc<ClusterView>,
     view_shown: bool,
     view_key: Option<show::ViewKey>,
+    voters: show::Voters,
     admin: Vec<(u64, Result<AdminReply, AdminError>)>,
 }
 
@@ -230,6 +231,7 @@ impl Control {
             view,
             view_shown: false,
             view_key: None,
+            voters: show::Voters::default(),
             admin: Vec::new(),
             config,
         };

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use mds_types::NodeId;
 use openraft::ServerState;
 use openraft_rt::WatchReceiver;
 
 use super::Control;
 use crate::exec::lock;
+use crate::raft::StoredMembership;
 use crate::view::{ClusterView, MemberStage, RaftRole, RaftStatus, Standing, TransitionView};
 
 /// Changes whenever the view may have to change: cheaper to compare than to rebuild the view.
@@ -16,6 +18,25 @@ pub(super) struct ViewKey {
     applied: u64,
     raft: RaftStatus,
     standing: Standing,
+}
+
+/// The voters of one membership. Listing them is dear, and they hardly ever change: so they are kept
+/// for as long as Raft shows the very same membership.
+#[derive(Default)]
+pub(super) struct Voters {
+    of: Option<Arc<StoredMembership>>,
+    nodes: Vec<NodeId>,
+}
+
+impl Voters {
+    fn of(&mut self, membership: &Arc<StoredMembership>) -> Vec<NodeId> {
+        let is_same = |known| Arc::ptr_eq(known, membership);
+        if !self.of.as_ref().is_some_and(is_same) {
+            self.nodes = membership.voter_ids().collect();
+            self.of = Some(membership.clone());
+        }
+        self.nodes.clone()
+    }
 }
 
 impl Control {
@@ -42,10 +63,11 @@ impl Control {
         }
     }
 
-    fn raft_status(&self) -> RaftStatus {
+    fn raft_status(&mut self) -> RaftStatus {
         let Some(parts) = &self.raft else {
             return RaftStatus::default();
         };
+        let voters = &mut self.voters;
         self.exec.enter(|| {
             let metrics = parts.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -60,20 +82,21 @@ impl Control {
                 leader: metrics.current_leader,
                 term: metrics.current_term,
                 applied: metrics.last_applied.as_ref().map_or(0, |last| last.index),
-                voters: metrics.membership_config.voter_ids().collect(),
+                voters: voters.of(&metrics.membership_config),
             }
         })
     }
 
     /// Replaces the view if anything in it changed.
     pub(super) fn refresh_view(&mut self) {
+        let raft = self.raft_status();
         let key = ViewKey {
             gossip: self.gossip.revision(),
             applied: self
                 .raft
                 .as_ref()
                 .map_or(0, |parts| lock(&parts.applied).revision),
-            raft: self.raft_status(),
+            raft,
             standing: self.standing(),
         };
         if self.view_key.as_ref() == Some(&key) {

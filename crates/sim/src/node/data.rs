@@ -113,7 +113,7 @@ impl Process {
             }
             for (tag, result) in done {
                 if let Some(asker) = self.data.calls.remove(&tag.id) {
-                    let attempt = asker.attempt;
+                    let (attempt, result) = (asker.attempt, Box::new(result));
                     env.tell_client(asker.client, ClientEvent::Reply { attempt, result });
                 }
             }

@@ -327,7 +327,7 @@ impl Process {
             NodeEvent::OpenStore(partitions) => self.open_store(partitions, env),
             NodeEvent::StoreBegin => self.store_begins(env),
             NodeEvent::StoreFinish => self.store_finishes(env),
-            NodeEvent::StoreDone(done) => self.on_store_done(done, env),
+            NodeEvent::StoreDone(done) => self.on_store_done(*done, env),
             NodeEvent::StoreIdle { seq } => self.on_store_idle(seq, env),
             NodeEvent::Flush => self.flush(env),
             NodeEvent::ControlTurn | NodeEvent::ControlTimer => self.control_turn(env),

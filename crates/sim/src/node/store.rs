@@ -228,7 +228,7 @@ impl Process {
             }
         }
         let hop_ns = env.hop_ns();
-        env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(done));
+        env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(Box::new(done)));
         self.after_store_work(env);
     }
 
@@ -273,7 +273,7 @@ impl Process {
         }
         if done.failed.is_some() {
             let hop_ns = env.hop_ns();
-            env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(done));
+            env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(Box::new(done)));
         }
         self.after_store_work(env);
     }
@@ -300,7 +300,7 @@ impl Process {
                     failed,
                     ..StoreDone::default()
                 };
-                env.node_after(0, name, NodeEvent::StoreDone(done));
+                env.node_after(0, name, NodeEvent::StoreDone(Box::new(done)));
             }
         }
     }
