@@ -13,7 +13,7 @@ use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quor
 use mds_types::{ClusterConfig, Epoch, NodeId, Record, TopologyVersion};
 
 use super::replica::ReplicaRequest;
-use super::write::Encoded;
+use super::write::{Encoded, unavailable};
 use super::{Core, OpKind, Pending, Replicas};
 use crate::api::{Now, Outcome, RequestError, RequestOptions, Tag};
 use crate::wire::{Get, Message, Purpose, Status};
@@ -121,10 +121,10 @@ impl Core {
                 quorum.fail(index);
             }
         }
-        if let Quorum::Impossible { needed, got, of } = quorum.outcome() {
-            return Err(RequestError::Unavailable { needed, got, of });
+        match quorum.hopeless() {
+            Some(short) => Err(unavailable(short)),
+            None => Ok(quorum),
         }
-        Ok(quorum)
     }
 
     /// Which of these replicas to ask next: this node's own first, then in the order of the ring.
@@ -334,9 +334,9 @@ impl Core {
                     }
                     self.ask_another(now, id);
                 }
-                Quorum::Impossible { needed, got, of } => {
-                    let error = RequestError::Unavailable { needed, got, of };
-                    return self.end_read(now, id, Err(error));
+                Quorum::Impossible { .. } => {
+                    let short = op.quorum.hopeless().unwrap_or(op.quorum.shortfall());
+                    return self.end_read(now, id, Err(unavailable(short)));
                 }
                 Quorum::Met if op.quorum.may_answer(op.write_quorum) => {
                     let outcome = visible(op.quorum.newest(), now);
@@ -354,12 +354,7 @@ impl Core {
                         let Some(short) = short else {
                             return;
                         };
-                        let error = RequestError::Unavailable {
-                            needed: short.needed,
-                            got: short.got,
-                            of: short.of,
-                        };
-                        return self.end_read(now, id, Err(error));
+                        return self.end_read(now, id, Err(unavailable(short)));
                     }
                 },
             }

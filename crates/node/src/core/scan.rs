@@ -14,6 +14,7 @@ use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quor
 use mds_types::{ClusterConfig, NodeId, PartitionId, Record, TopologyVersion};
 
 use super::replica::{PAGE_RECORDS_MAX, ReplicaRequest};
+use super::write::unavailable;
 use super::{Core, OpKind, Pending, Replicas};
 use crate::api::{Now, Outcome, RequestError, RequestOptions, Tag};
 use crate::wire::{Message, Scan, Status};
@@ -195,9 +196,9 @@ impl Core {
                     };
                     return self.end_scan(now, id, Ok(outcome));
                 }
-                Quorum::Impossible { needed, got, of } => {
-                    let error = RequestError::Unavailable { needed, got, of };
-                    return self.end_scan(now, id, Err(error));
+                Quorum::Impossible { .. } => {
+                    let short = op.quorum.hopeless().unwrap_or(op.quorum.shortfall());
+                    return self.end_scan(now, id, Err(unavailable(short)));
                 }
                 Quorum::Pending => {}
             }

@@ -10,7 +10,10 @@ use mds_storage::disk::FaultyDisk;
 use mds_storage::engine::memory::MemoryEngine;
 use mds_storage::hints::{HintLimits, HintStore};
 use mds_storage::store::{Store, StoreOptions};
-use mds_types::{ClusterId, IncarnationId, MemberInfo, TopologyMember, Version};
+use mds_types::{
+    ClusterConfig, ClusterId, IncarnationId, MemberInfo, Ring, Rings, Topology, TopologyMember,
+    Version,
+};
 
 use super::*;
 use crate::api::{FRONT_HTTP, RequestOptions, Stamp};
@@ -18,27 +21,27 @@ use crate::store_io::{StoreIo, read};
 
 const START_US: u64 = 1_800_000_000_000_000;
 
-struct TestNode {
-    core: Core,
-    io: StoreIo,
+pub(super) struct TestNode {
+    pub(super) core: Core,
+    pub(super) io: StoreIo,
     disk: FaultyDisk,
     /// While set, batches stay where they are: a store that takes its time.
     is_store_slow: bool,
 }
 
 /// Three nodes and the wires between them.
-struct Trio {
-    nodes: BTreeMap<NodeId, TestNode>,
+pub(super) struct Trio {
+    pub(super) nodes: BTreeMap<NodeId, TestNode>,
     /// Dialled link of the first to the second, and the second's accepted end.
     wires: BTreeMap<(NodeId, NodeId), (LinkId, LinkId)>,
     /// Nodes that take nothing in: stopped processes.
-    frozen: BTreeSet<NodeId>,
-    now: Now,
+    pub(super) frozen: BTreeSet<NodeId>,
+    pub(super) now: Now,
     next_tag: u64,
     answers: BTreeMap<u64, Result<Outcome, RequestError>>,
 }
 
-fn id(number: u64) -> NodeId {
+pub(super) fn id(number: u64) -> NodeId {
     NodeId(number)
 }
 
@@ -63,6 +66,16 @@ fn view_of(me: NodeId) -> Arc<ClusterView> {
             })
             .collect(),
     });
+    view.rings = Arc::new(Rings {
+        version: TopologyVersion(1),
+        accepted_from: TopologyVersion(1),
+        current: Ring {
+            topology: view.topology.clone(),
+            config: view.config.clone().unwrap(),
+        },
+        settled: true,
+        ..Rings::default()
+    });
     for node in members {
         let member = MemberView {
             incarnation: IncarnationId(u128::from(node.0)),
@@ -77,7 +90,7 @@ fn view_of(me: NodeId) -> Arc<ClusterView> {
 }
 
 impl Trio {
-    fn new() -> Trio {
+    pub(super) fn new() -> Trio {
         let now = Now {
             mono_ns: 1_000_000_000,
             wall_us: START_US,
@@ -102,7 +115,7 @@ impl Trio {
             let hints = HintStore::open(shared.clone(), HintLimits::default()).unwrap();
             let io = StoreIo::new(shared, store, hints);
             let mut core = Core::new(CoreConfig::default(), view_of(node), Hlc(0));
-            core.on_store_open(Vec::new());
+            core.on_store_open(io.ledger(), Vec::new());
             trio.nodes.insert(
                 node,
                 TestNode {
@@ -121,7 +134,7 @@ impl Trio {
         trio
     }
 
-    fn node(&mut self, number: u64) -> &mut TestNode {
+    pub(super) fn node(&mut self, number: u64) -> &mut TestNode {
         self.nodes.get_mut(&id(number)).unwrap()
     }
 
@@ -140,7 +153,7 @@ impl Trio {
     }
 
     /// The process at a node dies: every connection of it breaks.
-    fn kill(&mut self, number: u64) {
+    pub(super) fn kill(&mut self, number: u64) {
         let gone = id(number);
         let now = self.now;
         let broken: Vec<_> = self
@@ -164,7 +177,7 @@ impl Trio {
         }
     }
 
-    fn revive(&mut self, number: u64) {
+    pub(super) fn revive(&mut self, number: u64) {
         for other in (1..=3).filter(|&other| other != number) {
             self.connect(id(number), id(other));
             self.connect(id(other), id(number));
@@ -190,6 +203,9 @@ impl Trio {
             let answer = read(&reader, &query).ok();
             core.on_read_done(now, ticket, &query, answer);
             moved = true;
+        }
+        if io.store().wants_flush() {
+            io.store().flusher().work().unwrap();
         }
         if !*is_store_slow && let Some(batch) = core.take_batch() {
             let done = io.execute(batch);
@@ -237,7 +253,7 @@ impl Trio {
     }
 
     /// Lets everything happen that can without time passing.
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         for _ in 0..1_000 {
             let mut moved = false;
             for node in (1..=3).map(id) {
@@ -251,21 +267,26 @@ impl Trio {
     }
 
     /// Lets time pass, in steps of a tick.
-    fn pass_ms(&mut self, ms: u64) {
+    pub(super) fn pass_ms(&mut self, ms: u64) {
         for _ in 0..ms.div_ceil(10) {
             self.now.mono_ns += 10_000_000;
             self.now.wall_us += 10_000;
             for node in (1..=3).map(id) {
                 if !self.frozen.contains(&node) {
                     let now = self.now;
-                    self.nodes.get_mut(&node).unwrap().core.on_timer(now);
+                    let TestNode { core, io, .. } = self.nodes.get_mut(&node).unwrap();
+                    core.on_timer(now);
+                    if io.has_more_to_do() {
+                        let done = io.execute(StoreBatch::default());
+                        core.on_store_done(now, done);
+                    }
                 }
             }
             self.run();
         }
     }
 
-    fn submit(&mut self, number: u64, op: Op, options: RequestOptions) -> u64 {
+    pub(super) fn submit(&mut self, number: u64, op: Op, options: RequestOptions) -> u64 {
         self.next_tag += 1;
         let (now, tag) = (
             self.now,
@@ -280,12 +301,17 @@ impl Trio {
         self.next_tag
     }
 
-    fn answer(&mut self, tag: u64) -> Option<Result<Outcome, RequestError>> {
+    pub(super) fn answer(&mut self, tag: u64) -> Option<Result<Outcome, RequestError>> {
         self.run();
         self.answers.remove(&tag)
     }
 
-    fn put(&mut self, number: u64, key: &str, value: &str) -> Result<Version, RequestError> {
+    pub(super) fn put(
+        &mut self,
+        number: u64,
+        key: &str,
+        value: &str,
+    ) -> Result<Version, RequestError> {
         let tag = self.submit(number, put(key, value), RequestOptions::default());
         match self.answer(tag).expect("answered without waiting")? {
             Outcome::Written { version, .. } => Ok(version),
@@ -293,7 +319,7 @@ impl Trio {
         }
     }
 
-    fn get(&mut self, number: u64, key: &str) -> Result<Option<String>, RequestError> {
+    pub(super) fn get(&mut self, number: u64, key: &str) -> Result<Option<String>, RequestError> {
         let tag = self.submit(number, get(key), RequestOptions::default());
         Ok(value_of(
             self.answer(tag).expect("answered without waiting")?,
@@ -301,7 +327,7 @@ impl Trio {
     }
 
     /// What each replica holds of a key.
-    fn stored(&mut self, key: &str) -> Vec<Option<String>> {
+    pub(super) fn stored(&mut self, key: &str) -> Vec<Option<String>> {
         let held = |node: &mut TestNode| node.io.store().reader().get(key.as_bytes()).unwrap();
         let text = |record: Record| {
             record.value().map_or("(deleted)".to_owned(), |value| {
@@ -317,7 +343,7 @@ impl Trio {
 
 use mds_types::Record;
 
-fn put(key: &str, value: &str) -> Op {
+pub(super) fn put(key: &str, value: &str) -> Op {
     let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
     Op::Put {
         key,

@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use mds_protocol::quorum::{Outcome as Quorum, WriteQuorum, check_quorum};
+use mds_protocol::quorum::{Outcome as Quorum, Shortfall, WriteQuorum, check_quorum};
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Body, HlcError, NodeId, Record, TopologyVersion, Version};
 
@@ -75,6 +75,15 @@ impl RequestIds {
         {
             self.writes.remove(&oldest);
         }
+    }
+}
+
+/// A quorum that cannot be met, in numbers.
+pub(super) fn unavailable(short: Shortfall) -> RequestError {
+    RequestError::Unavailable {
+        needed: short.needed,
+        got: short.got,
+        of: short.of,
     }
 }
 
@@ -207,8 +216,8 @@ impl Core {
                 reached.fail(index);
             }
         }
-        if let Quorum::Impossible { needed, got, of } = reached.outcome() {
-            return Err(RequestError::Unavailable { needed, got, of });
+        if let Some(short) = reached.hopeless() {
+            return Err(unavailable(short));
         }
         Ok((replicas, quorum))
     }

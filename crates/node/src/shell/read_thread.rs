@@ -222,7 +222,7 @@ mod tests {
             runtime.block_on(notified).unwrap();
             for ((ticket, query), answer) in threads.take_answers() {
                 let expected = match query {
-                    ReadQuery::Get { .. } => ReadAnswer::Record(None),
+                    ReadQuery::Get { .. } => ReadAnswer::Record(None, mds_types::Epoch(0)),
                     _ => ReadAnswer::Count(0),
                 };
                 assert_eq!(answer, Some(expected));

@@ -256,6 +256,11 @@ impl Tally {
         self.needs.shortfall(self.answered)
     }
 
+    /// The ring in which those that answered and those that still may are too few.
+    fn hopeless(&self) -> Option<Shortfall> {
+        self.needs.unmet_by(self.reachable())
+    }
+
     /// The replicas that should be asked, beside those that were asked already.
     fn to_ask(&self, asked: ReplicaSet) -> ReplicaSet {
         let outstanding = self.outstanding();
@@ -270,7 +275,7 @@ impl Tally {
         }
         if self.needs.are_met_by(self.answered) {
             self.outcome = Outcome::Met;
-        } else if let Some(short) = self.needs.unmet_by(self.reachable()) {
+        } else if let Some(short) = self.hopeless() {
             self.failed_ring = Some(short.ring);
             self.outcome = Outcome::Impossible {
                 needed: short.needed,

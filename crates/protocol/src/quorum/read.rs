@@ -309,6 +309,12 @@ impl ReadQuorum {
         self.tally.to_ask(asked)
     }
 
+    /// The ring in which those that answered and those that still may are too few, with their number now: the
+    /// outcome keeps the number of the moment when it became impossible.
+    pub fn hopeless(&self) -> Option<Shortfall> {
+        self.tally.hopeless()
+    }
+
     /// The ring that made the quorum impossible.
     pub fn failed_ring(&self) -> Option<RingSide> {
         self.tally.failed_ring

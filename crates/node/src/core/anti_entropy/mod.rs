@@ -22,6 +22,8 @@ mod duty;
 mod repair;
 mod serve;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -98,7 +100,9 @@ pub(super) struct AntiEntropy {
     next_round_ns: u64,
     /// Comparisons that found a difference, and wait to be looked at.
     differing: VecDeque<(NodeId, PartitionId, Epoch)>,
-    queued: BTreeSet<(NodeId, PartitionId, Epoch)>,
+    /// The pairs among them and under repair: of one pair only one difference is looked at at a time, or the
+    /// same records would come from several members.
+    queued: BTreeSet<(PartitionId, Epoch)>,
     repairs: usize,
     streams: stream::Streams,
     pub(super) duty: RingDuty,
@@ -314,7 +318,7 @@ impl Core {
                 .iter()
                 .filter(|root| {
                     let progress = self.sync.progress.get(&root.partition);
-                    let key = (member, root.partition, root.epoch);
+                    let key = (root.partition, root.epoch);
                     progress
                         .is_some_and(|progress| progress.has_to_ask(member, root.epoch, root.root))
                         && !self.sync.queued.contains(&key)

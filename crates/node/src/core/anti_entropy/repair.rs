@@ -71,9 +71,9 @@ enum Step {
 impl Core {
     /// A comparison has found a difference: it is looked at when there is room.
     pub(super) fn note_difference(&mut self, member: NodeId, partition: PartitionId, epoch: Epoch) {
-        let key = (member, partition, epoch);
-        if self.sync.differing.len() < DIFFERING_MAX && self.sync.queued.insert(key) {
-            self.sync.differing.push_back(key);
+        if self.sync.differing.len() < DIFFERING_MAX && self.sync.queued.insert((partition, epoch))
+        {
+            self.sync.differing.push_back((member, partition, epoch));
         }
     }
 
@@ -107,7 +107,7 @@ impl Core {
             return;
         };
         self.sync.repairs -= 1;
-        let key = (op.member, op.partition, op.epoch);
+        let key = (op.partition, op.epoch);
         self.sync.queued.remove(&key);
         // Whether it helped is for the next round to find out.
         if !op.has_failed {

@@ -33,7 +33,7 @@ const STREAMS_MAX: usize = 4;
 const PAGES_KEPT_EVERY: u32 = 8;
 
 /// Bytes of records copied in a second, at most.
-pub const STREAM_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+pub(super) const STREAM_BYTES_PER_S: u64 = 64 * 1024 * 1024;
 
 /// A stream that failed is tried again after this long, nanoseconds.
 const RETRY_NS: u64 = 300_000_000;

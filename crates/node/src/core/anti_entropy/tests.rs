@@ -1,0 +1,257 @@
+//! Three cores that miss things, and find out.
+
+use mds_storage::store::PartitionState;
+use mds_types::{Epoch, EpochFloors, Hlc, Record};
+
+use super::super::tests::{Trio, id, put};
+use super::*;
+use crate::api::{Op, RequestOptions};
+
+impl Trio {
+    /// The cluster goes on to this epoch.
+    fn enter(&mut self, epoch: u64) {
+        let mut floors = EpochFloors::default();
+        for known in 1..=epoch {
+            // A floor that lies just below the present.
+            let floor = Hlc::from_physical_us(self.now.wall_us - 1);
+            floors.begin(Epoch(known), floor);
+        }
+        let floors = Arc::new(floors);
+        for node in self.nodes.values_mut() {
+            let mut view = (*node.core.view).clone();
+            view.epoch = Epoch(epoch);
+            view.floors = floors.clone();
+            node.core.on_view(Arc::new(view));
+        }
+        self.run();
+    }
+
+    fn settled(&mut self) -> Vec<Epoch> {
+        let settled = |node: &mut super::super::tests::TestNode| {
+            let ledger = node.io.ledger();
+            ledger.settled_everywhere().unwrap()
+        };
+        self.nodes.values_mut().map(settled).collect()
+    }
+
+    fn sync_stats(&mut self, number: u64) -> SyncStats {
+        self.node(number).core.sync.stats
+    }
+}
+
+#[test]
+fn equal_replicas_settle_what_is_closed() {
+    let mut trio = Trio::new();
+    for number in 0..50 {
+        trio.put(1 + number % 3, &format!("key-{number}"), "v")
+            .unwrap();
+    }
+    trio.enter(2);
+    trio.pass_ms(500);
+    assert_eq!(trio.settled(), [Epoch(0); 3], "epoch 1 is not closed");
+    trio.enter(3);
+    trio.pass_ms(1_000);
+    assert_eq!(trio.settled(), [Epoch(1); 3]);
+    assert_eq!(trio.sync_stats(1).differences, 0);
+    let before = trio.sync_stats(1);
+    trio.pass_ms(20_000);
+    assert_eq!(
+        trio.sync_stats(1),
+        before,
+        "and then nothing is said any more"
+    );
+}
+
+#[test]
+fn what_a_replica_missed_is_found_and_brought_over() {
+    let mut trio = Trio::new();
+    for number in 0..200 {
+        trio.put(1, &format!("key-{number}"), "v").unwrap();
+    }
+    trio.kill(3);
+    trio.put(1, "missed", "v").unwrap();
+    // The hint is lost with everything that its coordinator had not written.
+    trio.node(1).core.batch.hints.clear();
+    trio.revive(3);
+    assert_eq!(trio.stored("missed")[2], None);
+    trio.enter(3);
+    trio.pass_ms(2_000);
+    assert_eq!(trio.stored("missed"), vec![Some("v".to_owned()); 3]);
+    assert_eq!(trio.settled(), [Epoch(1); 3]);
+    let stats = trio.sync_stats(3);
+    assert_eq!(stats.records, 1, "nothing but what was missing is sent");
+    assert!(
+        stats.rows < 30,
+        "of one bucket of one partition: {}",
+        stats.rows
+    );
+}
+
+#[test]
+fn a_version_that_was_superseded_meanwhile_counts_as_present() {
+    let mut trio = Trio::new();
+    trio.kill(3);
+    trio.put(1, "key", "old").unwrap();
+    trio.node(1).core.batch.hints.clear();
+    trio.revive(3);
+    trio.enter(2);
+    trio.put(2, "key", "new").unwrap();
+    trio.enter(4);
+    trio.pass_ms(2_000);
+    assert_eq!(trio.settled(), [Epoch(2); 3]);
+    assert_eq!(trio.stored("key"), vec![Some("new".to_owned()); 3]);
+}
+
+#[test]
+fn a_dead_replica_blocks_settling_and_is_named_and_the_others_still_compare() {
+    let mut trio = Trio::new();
+    trio.put(1, "key", "v").unwrap();
+    trio.kill(3);
+    trio.enter(3);
+    trio.pass_ms(2_000);
+    assert_eq!(trio.settled(), [Epoch(0); 3]);
+    let blocked = trio.node(1).core.sync.blocked.clone();
+    assert!(blocked.keys().eq([&id(3)]), "{blocked:?}");
+    assert!(trio.sync_stats(1).comparisons > 0);
+    trio.revive(3);
+    trio.pass_ms(8_000);
+    assert_eq!(trio.settled(), [Epoch(1); 3]);
+    assert!(trio.node(1).core.sync.blocked.is_empty());
+}
+
+#[test]
+fn a_deleted_key_is_gone_from_every_replica_and_an_old_value_of_it_does_not_come_back() {
+    let mut trio = Trio::new();
+    let version = trio.put(1, "key", "v").unwrap();
+    let old = trio
+        .node(1)
+        .io
+        .store()
+        .reader()
+        .get(b"key")
+        .unwrap()
+        .unwrap();
+    let tag = trio.submit(
+        2,
+        Op::Delete { key: "key".into() },
+        RequestOptions::default(),
+    );
+    assert!(trio.answer(tag).unwrap().is_ok());
+    assert_eq!(trio.stored("key"), vec![Some("(deleted)".to_owned()); 3]);
+    trio.enter(3);
+    trio.pass_ms(1_000);
+    trio.now.wall_us += 1_000_000;
+    // Above the floor of the first epoch that is not settled, until that has risen.
+    trio.enter(4);
+    trio.pass_ms(2_000);
+    assert_eq!(trio.stored("key"), [None, None, None]);
+    // From a directory that was copied before, say.
+    assert_eq!(old.version, version);
+    for purpose in [
+        crate::wire::Purpose::Write,
+        crate::wire::Purpose::Hint,
+        crate::wire::Purpose::Repair,
+    ] {
+        send(&mut trio, &old, purpose);
+        assert_eq!(trio.stored("key"), [None, None, None], "{purpose:?}");
+    }
+    assert_eq!(trio.get(3, "key").unwrap(), None);
+    trio.put(3, "key", "again").unwrap();
+    assert_eq!(trio.stored("key"), vec![Some("again".to_owned()); 3]);
+}
+
+/// A record on its way to node 2, as if a coordinator had it still.
+fn send(trio: &mut Trio, record: &Record, purpose: crate::wire::Purpose) {
+    let mut encoded = super::super::write::Encoded::new(record);
+    let sent = trio
+        .node(1)
+        .core
+        .send_put(id(2), 77, &mut encoded, purpose, 1_000);
+    assert!(sent);
+    trio.run();
+}
+
+#[test]
+fn a_replica_whose_past_is_another_one_copies_the_partition_anew() {
+    let mut trio = Trio::new();
+    for number in 0..30 {
+        trio.put(1, &format!("key-{number}"), "v").unwrap();
+    }
+    // Node 3 is left behind; the others are told that it was equal.
+    trio.frozen.insert(id(3));
+    trio.enter(3);
+    for number in [1, 2] {
+        let core = &mut trio.node(number).core;
+        let ledger = core.sync.ledger.clone().unwrap();
+        let reader_roots: Vec<RootOf> = {
+            let reader = trio.node(number).io.store().reader();
+            let asked = (0..8).map(|p| (PartitionId(p), Epoch(1))).collect();
+            match crate::sync_io::answer(&reader, &SyncQuery::Roots(asked)).unwrap() {
+                SyncAnswer::Roots(roots) => roots,
+                other => panic!("{other:?}"),
+            }
+        };
+        drop(ledger);
+        trio.node(number)
+            .core
+            .batch
+            .orders
+            .push(LedgerOrder::Settle(reader_roots));
+    }
+    trio.run();
+    trio.frozen.clear();
+    // Of what it had, one record rotted away: it has one more that nobody else has, of the settled epoch.
+    let mut rogue = trio
+        .node(1)
+        .io
+        .store()
+        .reader()
+        .get(b"key-1")
+        .unwrap()
+        .unwrap();
+    rogue.key = "rogue".into();
+    trio.node(3).io.store().merge(&[rogue]).unwrap();
+    trio.enter(4);
+    trio.pass_ms(6_000);
+    assert!(trio.sync_stats(3).rebuilt >= 1);
+    assert_eq!(trio.stored("rogue"), [None, None, None]);
+    for number in 0..30 {
+        let stored = trio.stored(&format!("key-{number}"));
+        assert_eq!(stored, vec![Some("v".to_owned()); 3]);
+    }
+    let ledger = trio.node(3).io.ledger();
+    assert!(
+        ledger
+            .partitions()
+            .all(|(_, entry)| entry.state == PartitionState::Held)
+    );
+}
+
+#[test]
+fn a_write_of_a_closed_epoch_is_refused_and_nothing_is_done() {
+    let mut trio = Trio::new();
+    trio.put(1, "key", "v").unwrap();
+    let old = trio
+        .node(1)
+        .io
+        .store()
+        .reader()
+        .get(b"key")
+        .unwrap()
+        .unwrap();
+    trio.enter(3);
+    let late = Record {
+        key: "late".into(),
+        ..old
+    };
+    send(&mut trio, &late, crate::wire::Purpose::Write);
+    send(&mut trio, &late, crate::wire::Purpose::Hint);
+    assert_eq!(trio.stored("late"), [None, None, None]);
+    send(&mut trio, &late, crate::wire::Purpose::Repair);
+    assert_eq!(
+        trio.stored("late")[1],
+        Some("v".to_owned()),
+        "some replica has it"
+    );
+    let _ = put("a", "b");
+}
