@@ -6,12 +6,16 @@
 //! the node, the simulator and the tools cannot disagree about it.
 //!
 //! - [`placement`]: topology in, replica sets out;
-//! - [`quorum`]: answers in; met, impossible or pending out, and what has to be repaired.
+//! - [`quorum`]: answers in; met, impossible or pending out, and what has to be repaired;
+//! - [`merkle`]: a remote tree's hashes in, the buckets that differ out;
+//! - [`verification`]: other replicas' answers in; which epochs are the same everywhere, and who holds that up.
 
 #[cfg(test)]
 mod golden;
+pub mod merkle;
 pub mod placement;
 pub mod quorum;
+pub mod verification;
 
 pub use placement::{NodeLoad, Placement};
 pub use quorum::{
