@@ -1,8 +1,11 @@
-use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 use mds_types::{ClusterId, IncarnationId};
+use proptest::prelude::*;
 
 use super::*;
+
+mod transitions;
 
 fn directory(n: u128) -> IncarnationId {
     IncarnationId((n << 64) | n)

@@ -13,8 +13,9 @@
 //!    the members of the next ring are ready too.
 //! 3. The version grows with every change of stage, ring or exclusion, and by nothing else.
 //! 4. The records of which no write to both rings is certain have epochs before E1, which begins with
-//!    `Stream`, that is: when everybody knows the next ring. `Stream` is left only when they are verified in
-//!    both rings.
+//!    `Stream`, that is: when everybody knows the next ring. `Stream` is left only when they are closed (by
+//!    the epoch after E1) and verified in both rings. Were E1 to begin earlier, a coordinator that knows one
+//!    ring only could show a record of E1 to a reader, and no verification would bring it to the other ring.
 //! 5. A ring keeps N members that hold data, or as many of them as it had.
 //! 6. Of the replicas of one partition, fewer than min(R, W) may be excluded: the others hold whatever was
 //!    acknowledged or read. `forced` takes the risk.
@@ -483,6 +484,12 @@ impl ClusterState {
         if !blockers.is_empty() && !is_on(Mutation::StageWithoutAcks) {
             let nodes: BTreeSet<NodeId> = blockers.iter().map(|blocker| blocker.node).collect();
             return Response::NotYet(format!("waiting for {}", self.names(nodes)));
+        }
+        if self.transition_wants_epoch() {
+            return Response::NotYet(format!(
+                "waiting for epoch {}, which closes what was written before the stage",
+                self.epoch.0 + 1
+            ));
         }
         let Some(transition) = &mut self.transition else {
             return Response::Refused("the ring does not change".to_owned());

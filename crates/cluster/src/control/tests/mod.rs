@@ -4,4 +4,5 @@ mod birth;
 mod chaos;
 mod fuzz;
 mod life;
+mod rings;
 mod sim;
