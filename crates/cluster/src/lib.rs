@@ -30,5 +30,5 @@ pub use control::{
 };
 pub use gossip::{GossipCounters, GossipTiming};
 pub use hello::{Hello, HelloRefusal, check_hello};
-pub use raft::RaftTiming;
+pub use raft::{Chain, RaftTiming};
 pub use view::{ClusterView, MemberStage, MemberView, PeerView, RaftRole, RaftStatus, Standing};

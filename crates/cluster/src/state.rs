@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::view::{MemberStage, MemberView};
 
-/// First byte of an encoded state.
+/// First byte of an encoded state. (2 marks a snapshot that holds more than the state.)
 const STATE_FORMAT_1: u8 = 1;
 
 /// The epoch a cluster is born in.
@@ -207,8 +207,19 @@ impl ClusterState {
         if let Err(reason) = check_info(&member.info) {
             return Response::Refused(reason);
         }
-        self.members
-            .insert(node, not_started(member, MemberStage::Waiting));
+        if is_on(Mutation::FreshOnRing) {
+            self.topology.version.0 += 1;
+            self.topology.members.push(TopologyMember {
+                node,
+                zone: member.info.zone.clone(),
+                weight: member.info.weight,
+            });
+        }
+        let stage = match is_on(Mutation::FreshOnRing) {
+            true => MemberStage::Active,
+            false => MemberStage::Waiting,
+        };
+        self.members.insert(node, not_started(member, stage));
         Response::Done
     }
 

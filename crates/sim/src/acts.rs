@@ -26,6 +26,11 @@ impl World {
             Action::Kill { node, down_ns } => {
                 self.stop(node, "process killed", down_ns, Machine::kill);
             }
+            Action::LeaderLoss { down_ns } => {
+                self.env.leader_loss = Some(down_ns);
+                self.env
+                    .line(|| "the next leader that sends what it has not synced dies".to_owned());
+            }
             Action::PowerLossInDisk {
                 node,
                 operations,

@@ -164,7 +164,7 @@ fn run_mutations(start: u64, seeds: u64) -> ExitCode {
 
     // A planted bug may panic, which is caught and counts; nobody needs to read it.
     std::panic::set_hook(Box::new(|_| {}));
-    println!("{:<20} {:>6}  caught by", "planted bug", "seeds");
+    println!("trap  {:<20} {:>6}  caught by", "planted bug", "seeds");
     let mut caught = 0;
     for mutation in Mutation::ALL {
         let result = hunt(mutation, start, seeds, &Settings::default());
@@ -176,7 +176,10 @@ fn run_mutations(start: u64, seeds: u64) -> ExitCode {
             None => "NOT CAUGHT".to_owned(),
         };
         let name = format!("{mutation:?}");
-        println!("{name:<20} {:>6}  {by}", result.seeds);
+        let trap = mutation
+            .trap()
+            .map_or_else(String::new, |number| format!("T{number}"));
+        println!("{trap:<4}  {name:<20} {:>6}  {by}", result.seeds);
     }
     println!("{caught} of {} caught", Mutation::ALL.len());
     exit_code(caught == Mutation::ALL.len())

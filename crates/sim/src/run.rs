@@ -32,6 +32,9 @@ const BIRTH_CRASH_ONE_IN: u64 = 6;
 /// After the faults, every client has to succeed again within this time, nanoseconds.
 const PROGRESS_NS_MAX: u64 = 20 * SECOND_NS;
 
+/// Every node has to apply in that time all that any node has ever shown as applied.
+const RAFT_CATCHES_UP: &str = "what was agreed on is applied by all";
+
 /// How often every client has to succeed in that time.
 const PROGRESS_SUCCESSES: u64 = 4;
 
@@ -255,6 +258,12 @@ fn heal(world: &mut World) {
         "clients get on after the faults",
         |world| is_complete(world) && world.clients.least_successes() >= PROGRESS_SUCCESSES,
     );
+    let applied = world.env.watch.greatest_applied();
+    bounded(world, PROGRESS_NS_MAX, RAFT_CATCHES_UP, |world| {
+        world
+            .processes()
+            .all(|process| process.view().raft.applied >= applied)
+    });
     world.clients.rest();
     bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
         world.clients.are_idle()

@@ -35,11 +35,45 @@ pub enum Mutation {
     CopyAccepted,
     /// A restarted leader leads on without an election.
     LeaderRestored,
+    /// The epoch of a record counts before its version.
+    EpochInOrder,
+    /// Deletions are forgotten when they reach the engine.
+    TombstoneDropped,
+    /// A new member is on the ring at once, with an empty disk.
+    FreshOnRing,
+    /// A vote is given before it is durable.
+    VoteNotSynced,
+    /// An entry of Raft's log counts as stored before it is.
+    RaftAckBeforeSync,
+    /// A hint is delivered under a stamp of its own.
+    HintRestamped,
+    /// A read's repair writes the record back under a new stamp.
+    RepairRestamped,
+    /// Replicas that cannot be reached are taken out of the quorum.
+    DeadLeaveQuorum,
+    /// A node that has waited for a cluster for a second forms its own.
+    SelfBootstrap,
+    /// "Absent" does not count as an answer.
+    NotFoundIsFailure,
+    /// A replica that cannot read says "absent".
+    FailureIsNotFound,
+    /// A key ends at the first separator within it.
+    KeyDelimited,
+    /// A torn tail of the log is kept, and the log goes on behind it.
+    TornTailKept,
+    /// A log segment is removed before its records are in the engine.
+    SegmentDroppedFirst,
+    /// Of several log segments the newest goes to the engine first.
+    FlushNewestFirst,
+    /// A sync that failed is tried again, and believed.
+    FailedSyncRetried,
+    /// The token of a client's session is ignored.
+    SessionIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 13] = [
+    pub const ALL: [Mutation; 30] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -53,7 +87,58 @@ impl Mutation {
         Mutation::RetryOtherEpoch,
         Mutation::CopyAccepted,
         Mutation::LeaderRestored,
+        Mutation::EpochInOrder,
+        Mutation::TombstoneDropped,
+        Mutation::FreshOnRing,
+        Mutation::VoteNotSynced,
+        Mutation::RaftAckBeforeSync,
+        Mutation::HintRestamped,
+        Mutation::RepairRestamped,
+        Mutation::DeadLeaveQuorum,
+        Mutation::SelfBootstrap,
+        Mutation::NotFoundIsFailure,
+        Mutation::FailureIsNotFound,
+        Mutation::KeyDelimited,
+        Mutation::TornTailKept,
+        Mutation::SegmentDroppedFirst,
+        Mutation::FlushNewestFirst,
+        Mutation::FailedSyncRetried,
+        Mutation::SessionIgnored,
     ];
+
+    /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
+    /// quorums and retries in general.
+    pub fn trap(self) -> Option<u8> {
+        match self {
+            Mutation::StampInSeconds | Mutation::ClockMarkForgotten => Some(1),
+            Mutation::MergeByArrival | Mutation::EpochInOrder => Some(2),
+            Mutation::TombstoneDropped => Some(4),
+            Mutation::FreshOnRing
+            | Mutation::LeaderRestored
+            | Mutation::VoteNotSynced
+            | Mutation::RaftAckBeforeSync => Some(7),
+            Mutation::RetryOtherEpoch => Some(8),
+            Mutation::HintRestamped => Some(10),
+            Mutation::CopyAccepted => Some(11),
+            Mutation::NoBlockingRepair | Mutation::RepairRestamped => Some(14),
+            Mutation::DeadLeaveQuorum => Some(16),
+            Mutation::SelfBootstrap => Some(17),
+            Mutation::ClaimsUndone | Mutation::NotFoundIsFailure | Mutation::FailureIsNotFound => {
+                Some(19)
+            }
+            Mutation::KeyDelimited => Some(20),
+            Mutation::AckBeforeSync
+            | Mutation::TornTailKept
+            | Mutation::SegmentDroppedFirst
+            | Mutation::FlushNewestFirst
+            | Mutation::FailedSyncRetried => Some(21),
+            Mutation::WriteQuorumShort
+            | Mutation::ReadQuorumShort
+            | Mutation::HintCounts
+            | Mutation::RetryRestamped
+            | Mutation::SessionIgnored => None,
+        }
+    }
 }
 
 #[cfg(feature = "mutations")]

@@ -43,6 +43,11 @@ impl Control {
         let Some(parts) = &self.raft else {
             return RaftStatus::default();
         };
+        let (applied, chain) = {
+            let applied = lock(&parts.applied);
+            let last = applied.last.map(|last| last.index);
+            (last.unwrap_or(0), applied.chain.filter(|_| last.is_some()))
+        };
         self.exec.enter(|| {
             let metrics = parts.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -56,7 +61,8 @@ impl Control {
                 },
                 leader: metrics.current_leader,
                 term: metrics.current_term,
-                applied: metrics.last_applied.as_ref().map_or(0, |last| last.index),
+                applied,
+                chain,
                 voters: metrics.membership_config.voter_ids().collect(),
             }
         })

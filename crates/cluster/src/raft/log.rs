@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use mds_storage::datadir::RAFT_DIR;
 use mds_storage::frame::{End, FILE_HEADER_BYTES, FileHeader, FileKind, FrameEncoder, scan};
 use mds_storage::{Disk, DiskFile};
+use mds_types::mutation::{Mutation, is_on};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
@@ -386,6 +387,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             push(&mut frames, VOTE, vote)?;
             log.write(&frames)?;
             log.vote = Some(*vote);
+            if is_on(Mutation::VoteNotSynced) {
+                return Ok(());
+            }
             // Either way the appends before it are durable afterwards as well.
             let outgrown = log.file.len()? > REWRITE_BYTES;
             let result = if outgrown { log.rewrite() } else { log.sync() };
@@ -427,6 +431,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         log.write(&frames)?;
         log.entries
             .extend(entries.into_iter().map(|entry| (entry.index(), entry)));
+        if is_on(Mutation::RaftAckBeforeSync) {
+            drop(log);
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         log.unsynced.push(callback);
         Ok(())
     }

@@ -45,6 +45,7 @@ use bytes::{Bytes, BytesMut};
 use mds_cluster::{ClusterView, Standing};
 use mds_protocol::placement::Placement;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, REPLICAS_MAX, VALUE_BYTES_MAX};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{
     ClusterConfig, Epoch, Hlc, HlcClock, NodeId, PartitionId, Topology, TopologyVersion,
@@ -699,7 +700,10 @@ enum OpKind {
 }
 
 impl Submit for Core {
-    fn submit(&mut self, now: Now, request: Request, tag: Tag) {
+    fn submit(&mut self, now: Now, mut request: Request, tag: Tag) {
+        if is_on(Mutation::SessionIgnored) {
+            request.options.seen = None;
+        }
         let deadline_ns = now.mono_ns + self.timeout_ns(request.options.timeout_ms);
         self.resubmit(now, request, tag, deadline_ns);
     }

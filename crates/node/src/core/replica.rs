@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use mds_types::limits::KEY_BYTES_MAX;
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{PartitionId, Record};
 
 use super::{Core, Direction, LinkId};
@@ -203,6 +204,9 @@ impl Core {
                 ReplicaReply::Page(Status::Ok, records, more)
             }
             (_, Some(ReadAnswer::Count(count))) => ReplicaReply::Count(Status::Ok, count),
+            (ReadQuery::Get { .. }, None) if is_on(Mutation::FailureIsNotFound) => {
+                ReplicaReply::Get(Status::Ok, None)
+            }
             (ReadQuery::Get { .. }, None) => ReplicaReply::Get(Status::StorageFailed, None),
             (ReadQuery::Page { .. }, None) => {
                 ReplicaReply::Page(Status::StorageFailed, Vec::new(), false)

@@ -201,6 +201,10 @@ impl Core {
             .iter()
             .filter(|&&node| self.is_usable(node))
             .count() as u8;
+        let needed = match is_on(Mutation::DeadLeaveQuorum) {
+            true => needed.min(usable.max(1)),
+            false => needed,
+        };
         if usable < needed {
             return Err(RequestError::Unavailable {
                 needed,

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, Record};
 
 use super::StoreError;
@@ -57,7 +58,14 @@ impl Flusher {
     pub(super) fn flush_oldest(&self) -> Result<bool, StoreError> {
         let _flushing = self.shared.flushing.lock();
         self.shared.check_sound()?;
-        let Some(table) = self.shared.tables.read().frozen.front().cloned() else {
+        let next = {
+            let tables = self.shared.tables.read();
+            match is_on(Mutation::FlushNewestFirst) {
+                true => tables.frozen.back().cloned(),
+                false => tables.frozen.front().cloned(),
+            }
+        };
+        let Some(table) = next else {
             return Ok(false);
         };
         self.flush(&table)
@@ -69,6 +77,11 @@ impl Flusher {
 
     fn flush(&self, table: &Arc<Table>) -> Result<(), StoreError> {
         let shared = &*self.shared;
+        if is_on(Mutation::SegmentDroppedFirst) {
+            let path = shared.segment_path_of(table);
+            drop(shared.disk.remove(&path));
+            drop(shared.disk.sync_dir(LOG_DIR));
+        }
         self.ingest(table)?;
         shared
             .runs
@@ -77,11 +90,17 @@ impl Flusher {
         // The engine shows the records: the table may go. It stays for one more turn as a cache.
         {
             let mut tables = shared.tables.write();
-            tables.frozen.pop_front();
+            match is_on(Mutation::FlushNewestFirst) {
+                true => tables.frozen.pop_back(),
+                false => tables.frozen.pop_front(),
+            };
             tables.flushed = Some(table.clone());
         }
 
         let path = shared.segment_path_of(table);
+        if is_on(Mutation::SegmentDroppedFirst) {
+            return Ok(());
+        }
         let removed = shared
             .disk
             .remove(&path)
@@ -96,7 +115,10 @@ impl Flusher {
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
         let mut run = table.sorted().into_iter().map(|entry| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
-            (key, Some(entry.encoded.clone()))
+            let is_deleted = |record: Record| record.value().is_none();
+            let is_dropped =
+                is_on(Mutation::TombstoneDropped) && entry.record().is_ok_and(is_deleted);
+            (key, (!is_dropped).then(|| entry.encoded.clone()))
         });
         Ok(self.shared.engine.ingest(&mut run)?)
     }

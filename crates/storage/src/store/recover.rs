@@ -17,6 +17,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mds_types::Record;
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 
 use super::shared::Shared;
@@ -163,7 +164,10 @@ fn replay_newest(
         End::Torn { at } => {
             let cut = segment.bytes.len() - at;
             tracing::info!(file = segment.path, at, cut, "a torn tail is cut off");
-            at
+            match is_on(Mutation::TornTailKept) {
+                true => segment.bytes.len(),
+                false => at,
+            }
         }
         End::Corrupt { at } => {
             let what = "a record is damaged, and valid ones follow it";
