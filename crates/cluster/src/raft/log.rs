@@ -15,6 +15,7 @@
 //! 3. After a failed write or sync the log takes nothing more: what lies on the disk is unknown.
 //! 4. A torn end is cut off at start, for nothing in it was promised; damage before it is refused,
 //!    by name.
+//! 5. What a start has read is durable before it is relied upon: the file is written afresh.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -187,14 +188,12 @@ impl Log {
         let bytes = disk.read(&name)?;
         let header = FileHeader::decode(&bytes, FileKind::RaftLog)
             .map_err(|error| invalid(format!("{name}: {error}")))?;
-        let mut file = disk.open(&name)?;
+        let file = disk.open(&name)?;
         let (frames, end) = scan(&bytes, FILE_HEADER_BYTES, header.salt);
         match end {
             End::Clean => {}
             End::Torn { at } => {
                 tracing::warn!(file = name, at, "cutting the torn end of raft's log");
-                file.truncate(at as u64)?;
-                file.sync()?;
             }
             End::Corrupt { at } => return Err(invalid(damage(&name, at, "its checksum is wrong"))),
         }
@@ -215,10 +214,10 @@ impl Log {
             log.replay(frame.kind, frame.payload)
                 .map_err(|error| invalid(damage(&name, frame.offset, &error)))?;
         }
-        // A process may have died without a power loss: what was read back is not yet durable, and
-        // neither may the file's name be.
-        log.file.sync()?;
-        log.disk.sync_dir(RAFT_DIR)?;
+        // What was read back need not be durable: the process may have died before its sync. Nor does a
+        // sync of this file make it so: after one that failed, the system may go on showing what it
+        // has given up writing. So it is written afresh, and only then relied upon.
+        log.rewrite()?;
         Ok(log)
     }
 

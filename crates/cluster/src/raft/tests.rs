@@ -296,6 +296,26 @@ fn after_a_failed_sync_nothing_more_is_taken() {
 }
 
 #[test]
+fn what_a_failed_sync_left_in_memory_only_is_not_relied_upon() {
+    for seed in 0..32 {
+        let disk = disk(seed);
+        let mut log = open(&disk).unwrap();
+        Rt::run(async {
+            log.save_vote(&Vote::new(1, NodeId(1))).await.unwrap();
+            log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
+            // The system may think the pages written from now on, and they are not.
+            disk.fail_sync_in(0);
+            assert!(log.save_vote(&Vote::new(2, NodeId(1))).await.is_err());
+        });
+        disk.process_crash();
+        let found = content(&mut open(&disk).unwrap());
+        disk.crash();
+        let after = open(&disk).map(|mut log| content(&mut log));
+        assert_eq!(after.unwrap(), found, "disk {seed}");
+    }
+}
+
+#[test]
 fn an_append_is_readable_at_once_and_told_only_after_the_sync() {
     let mut log = open(&disk(4)).unwrap();
     let mut runtime = Rt::new(1);
