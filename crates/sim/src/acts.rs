@@ -11,7 +11,7 @@ use crate::node::{Machine, Origin};
 use crate::world::World;
 
 /// Reads of the engine that fail with those of the disk.
-const ENGINE_READS_FAILED: usize = 3;
+const ENGINE_READS_FAILED: usize = 20;
 
 /// A node that was stopped by a disk that nobody planned an end for is started again after this
 /// long, nanoseconds.

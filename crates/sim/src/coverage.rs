@@ -5,7 +5,7 @@ use crate::faults::Counts;
 use crate::run::Report;
 
 /// Faults that every batch of [`SEEDS_MIN`] seeds has.
-const FAULTS: [&str; 42] = [
+const FAULTS: [&str; 43] = [
     "bit rot",
     "bit rot refused",
     "bridge left",
@@ -30,6 +30,7 @@ const FAULTS: [&str; 42] = [
     "packet lost",
     "power lost",
     "power lost inside the disk",
+    "power lost while starting",
     "process killed",
     "process paused",
     "read error",

@@ -5,6 +5,8 @@
 //! list of times and [`Action`]s: drawn from the seed, or written by hand. Every fault that really
 //! happened is counted under its name, so that a run can say what it has been through.
 
+mod combined;
+
 use std::collections::BTreeMap;
 
 use crate::random::Random;
@@ -291,9 +293,6 @@ pub type Schedule = Vec<(u64, Action)>;
 /// Losing a directory for good is drawn in one of so many runs.
 const LOSS_ONE_IN: u64 = 4;
 
-/// One large fault in so many is the leader's death at the worst moment.
-const LEADER_LOSS_ONE_IN: u64 = 8;
-
 /// A clock that jumps ahead stays this close to time, microseconds: nodes refuse tokens 2.5 s ahead
 /// of them, other clocks are wrong besides, and marks lead.
 const JUMP_AHEAD_US_MAX: u64 = 1_000_000;
@@ -310,8 +309,8 @@ pub fn draw_schedule(random: &mut Random, nodes: usize, lasts_ns: u64) -> Schedu
         if at_ns >= lasts_ns {
             break;
         }
-        if random.below(LEADER_LOSS_ONE_IN) == 0 {
-            schedule.push((at_ns, draw_leader_loss(random)));
+        if let Some(combined) = combined::draw(random, nodes, at_ns) {
+            schedule.extend(combined);
         } else if random.below(12) == 0 {
             schedule.extend(draw_swizzle(random, nodes, at_ns));
         } else {
@@ -324,16 +323,6 @@ pub fn draw_schedule(random: &mut Random, nodes: usize, lasts_ns: u64) -> Schedu
     }
     schedule.sort_by_key(|&(at_ns, _)| at_ns);
     schedule
-}
-
-/// The leader is back before the others look for another one, or after.
-fn draw_leader_loss(random: &mut Random) -> Action {
-    let down_ns_max = match random.below(2) {
-        0 => 300 * MILLISECOND_NS,
-        _ => 3 * SECOND_NS,
-    };
-    let down_ns = random.between(10 * MILLISECOND_NS, down_ns_max);
-    Action::LeaderLoss { down_ns }
 }
 
 /// FoundationDB's *swizzle-clog*: some nodes are cut off one after another, and come back in another

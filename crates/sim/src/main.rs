@@ -38,6 +38,9 @@ enum Command {
         /// Only what a smaller schedule needs to fail as this seed does: looks for one first.
         #[arg(long)]
         shrink: bool,
+        /// With this bug planted, by its name. Needs a build with the feature `mutations`.
+        #[arg(long)]
+        bug: Option<String>,
         /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
         #[arg(long)]
         logs: Option<String>,
@@ -67,8 +70,15 @@ fn main() -> ExitCode {
             seed,
             events,
             shrink,
+            bug,
             logs,
         } => {
+            if let Some(name) = bug
+                && let Err(error) = plant(&name)
+            {
+                println!("{error}");
+                return ExitCode::FAILURE;
+            }
             if let Some(filter) = logs {
                 let filter = EnvFilter::new(filter);
                 tracing_subscriber::fmt()
@@ -148,6 +158,27 @@ fn run_many(start: u64, seeds: u64) -> ExitCode {
     }
     println!("{seeds} seeds, {failed} failed");
     exit_code(failed == 0 && is_covered)
+}
+
+#[cfg(not(feature = "mutations"))]
+fn plant(_name: &str) -> Result<(), String> {
+    Err("this build has no planted bugs: build one with --features mutations".to_owned())
+}
+
+/// Switches a bug on for as long as the process lives.
+#[cfg(feature = "mutations")]
+fn plant(name: &str) -> Result<(), String> {
+    use mds_types::mutation::{Mutation, switch};
+
+    let named = |mutation: &Mutation| format!("{mutation:?}") == name;
+    let Some(mutation) = Mutation::ALL.into_iter().find(named) else {
+        return Err(format!(
+            "no planted bug is called {name}; there are {:?}",
+            Mutation::ALL
+        ));
+    };
+    switch(Some(mutation));
+    Ok(())
 }
 
 #[cfg(not(feature = "mutations"))]

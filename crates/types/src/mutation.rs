@@ -67,13 +67,15 @@ pub enum Mutation {
     FlushNewestFirst,
     /// A sync that failed is tried again, and believed.
     FailedSyncRetried,
+    /// What a start reads of Raft's log is taken for durable once the file is synced.
+    ReadBackBelieved,
     /// The token of a client's session is ignored.
     SessionIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 30] = [
+    pub const ALL: [Mutation; 31] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -103,6 +105,7 @@ impl Mutation {
         Mutation::SegmentDroppedFirst,
         Mutation::FlushNewestFirst,
         Mutation::FailedSyncRetried,
+        Mutation::ReadBackBelieved,
         Mutation::SessionIgnored,
     ];
 
@@ -131,7 +134,8 @@ impl Mutation {
             | Mutation::TornTailKept
             | Mutation::SegmentDroppedFirst
             | Mutation::FlushNewestFirst
-            | Mutation::FailedSyncRetried => Some(21),
+            | Mutation::FailedSyncRetried
+            | Mutation::ReadBackBelieved => Some(21),
             Mutation::WriteQuorumShort
             | Mutation::ReadQuorumShort
             | Mutation::HintCounts

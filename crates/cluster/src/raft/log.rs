@@ -217,7 +217,10 @@ impl Log {
         // What was read back need not be durable: the process may have died before its sync. Nor does a
         // sync of this file make it so: after one that failed, the system may go on showing what it
         // has given up writing. So it is written afresh, and only then relied upon.
-        log.rewrite()?;
+        match is_on(Mutation::ReadBackBelieved) {
+            true => log.file.sync()?,
+            false => log.rewrite()?,
+        }
         Ok(log)
     }
 

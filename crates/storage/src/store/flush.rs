@@ -78,9 +78,7 @@ impl Flusher {
     fn flush(&self, table: &Arc<Table>) -> Result<(), StoreError> {
         let shared = &*self.shared;
         if is_on(Mutation::SegmentDroppedFirst) {
-            let path = shared.segment_path_of(table);
-            drop(shared.disk.remove(&path));
-            drop(shared.disk.sync_dir(LOG_DIR));
+            self.remove_segment(table)?;
         }
         self.ingest(table)?;
         shared
@@ -97,10 +95,15 @@ impl Flusher {
             tables.flushed = Some(table.clone());
         }
 
-        let path = shared.segment_path_of(table);
-        if is_on(Mutation::SegmentDroppedFirst) {
-            return Ok(());
+        match is_on(Mutation::SegmentDroppedFirst) {
+            true => Ok(()),
+            false => self.remove_segment(table),
         }
+    }
+
+    fn remove_segment(&self, table: &Table) -> Result<(), StoreError> {
+        let shared = &*self.shared;
+        let path = shared.segment_path_of(table);
         let removed = shared
             .disk
             .remove(&path)
