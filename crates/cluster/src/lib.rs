@@ -30,7 +30,7 @@ pub use control::{
 };
 pub use gossip::{GossipCounters, GossipTiming};
 pub use hello::{Hello, HelloRefusal, check_hello};
-pub use raft::RaftTiming;
+pub use raft::{Chain, RaftTiming};
 pub use state::{Quorums, RequestFate, RingChange};
 pub use view::{
     ClusterView, MemberStage, MemberView, PeerView, RaftRole, RaftStatus, Standing, TransitionView,

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{Blocker, ClusterState, RequestFate};
 
+use crate::raft::Chain;
+
 /// Everything a node knows of its cluster.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ClusterView {
@@ -156,6 +158,9 @@ pub struct RaftStatus {
     pub term: u64,
     /// Index of the last entry it applied.
     pub applied: u64,
+    /// Over all entries up to that one: the same on every node that has applied as many. None before the
+    /// first entry, and behind a snapshot of a version that did not keep it.
+    pub chain: Option<Chain>,
     /// Voters.
     pub voters: Vec<NodeId>,
 }

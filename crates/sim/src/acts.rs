@@ -11,7 +11,7 @@ use crate::node::{Machine, Origin};
 use crate::world::World;
 
 /// Reads of the engine that fail with those of the disk.
-const ENGINE_READS_FAILED: usize = 3;
+const ENGINE_READS_FAILED: usize = 20;
 
 /// A node that was stopped by a disk that nobody planned an end for is started again after this
 /// long, nanoseconds.
@@ -25,6 +25,11 @@ impl World {
             }
             Action::Kill { node, down_ns } => {
                 self.stop(node, "process killed", down_ns, Machine::kill);
+            }
+            Action::LeaderLoss { down_ns } => {
+                self.env.leader_loss = Some(down_ns);
+                self.env
+                    .line(|| "the next leader that sends what it has not synced dies".to_owned());
             }
             Action::PowerLossInDisk {
                 node,

@@ -5,7 +5,7 @@ use crate::faults::Counts;
 use crate::run::Report;
 
 /// Faults that every batch of [`SEEDS_MIN`] seeds has.
-const FAULTS: [&str; 41] = [
+const FAULTS: [&str; 43] = [
     "bit rot",
     "bit rot refused",
     "bridge left",
@@ -19,6 +19,7 @@ const FAULTS: [&str; 41] = [
     "hot key",
     "huge value",
     "late packet",
+    "leader's power lost before its sync",
     "network swizzled",
     "node cut off",
     "node stopped by its disk",
@@ -29,6 +30,7 @@ const FAULTS: [&str; 41] = [
     "packet lost",
     "power lost",
     "power lost inside the disk",
+    "power lost while starting",
     "process killed",
     "process paused",
     "read error",

@@ -34,6 +34,9 @@ pub(crate) struct Env {
     pub(crate) sick: BTreeSet<usize>,
     /// Machines whose wall clock was ever made wrong: they may refuse tokens.
     pub(crate) wrong_clocks: BTreeSet<usize>,
+    /// The next leader that has sent entries which it has not synced loses its power, for so long,
+    /// nanoseconds.
+    pub(crate) leader_loss: Option<u64>,
     /// Nodes that say they cannot go on, with the start that says so: the world's to handle.
     pub(crate) failures: Vec<((usize, u64), String)>,
 }
@@ -53,6 +56,7 @@ impl Env {
             violations: Vec::new(),
             sick: BTreeSet::new(),
             wrong_clocks: BTreeSet::new(),
+            leader_loss: None,
             failures: Vec::new(),
         }
     }
@@ -85,6 +89,7 @@ impl Env {
 
     /// Forgets the large faults that are still to come, and their ends.
     pub(crate) fn drop_planned_faults(&mut self) {
+        self.leader_loss = None;
         self.queue
             .retain(|event| !matches!(event, Event::Act(_) | Event::Undo(_)));
     }

@@ -5,6 +5,8 @@
 //! list of times and [`Action`]s: drawn from the seed, or written by hand. Every fault that really
 //! happened is counted under its name, so that a run can say what it has been through.
 
+mod combined;
+
 use std::collections::BTreeMap;
 
 use crate::random::Random;
@@ -124,6 +126,11 @@ pub enum Action {
     Kill {
         /// Which node.
         node: usize,
+        /// It is started again after this long, nanoseconds.
+        down_ns: u64,
+    },
+    /// Whoever leads Raft when it next sends entries loses its power before they are on its own disk.
+    LeaderLoss {
         /// It is started again after this long, nanoseconds.
         down_ns: u64,
     },
@@ -302,7 +309,9 @@ pub fn draw_schedule(random: &mut Random, nodes: usize, lasts_ns: u64) -> Schedu
         if at_ns >= lasts_ns {
             break;
         }
-        if random.below(12) == 0 {
+        if let Some(combined) = combined::draw(random, nodes, at_ns) {
+            schedule.extend(combined);
+        } else if random.below(12) == 0 {
             schedule.extend(draw_swizzle(random, nodes, at_ns));
         } else {
             schedule.push((at_ns, draw_action(random, nodes)));

@@ -62,6 +62,9 @@ enum Command {
         /// Only what a smaller schedule needs to fail as this seed does: looks for one first.
         #[arg(long)]
         shrink: bool,
+        /// With this bug planted, by its name. Needs a build with the feature `mutations`.
+        #[arg(long)]
+        bug: Option<String>,
         /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
         #[arg(long)]
         logs: Option<String>,
@@ -93,8 +96,15 @@ fn main() -> ExitCode {
             seed,
             events,
             shrink,
+            bug,
             logs,
         } => {
+            if let Some(name) = bug
+                && let Err(error) = plant(&name)
+            {
+                println!("{error}");
+                return ExitCode::FAILURE;
+            }
             if let Some(filter) = logs {
                 let filter = EnvFilter::new(filter);
                 tracing_subscriber::fmt()
@@ -256,6 +266,27 @@ fn run_speed(seeds: u64) -> ExitCode {
 }
 
 #[cfg(not(feature = "mutations"))]
+fn plant(_name: &str) -> Result<(), String> {
+    Err("this build has no planted bugs: build one with --features mutations".to_owned())
+}
+
+/// Switches a bug on for as long as the process lives.
+#[cfg(feature = "mutations")]
+fn plant(name: &str) -> Result<(), String> {
+    use mds_types::mutation::{Mutation, switch};
+
+    let named = |mutation: &Mutation| format!("{mutation:?}") == name;
+    let Some(mutation) = Mutation::ALL.into_iter().find(named) else {
+        return Err(format!(
+            "no planted bug is called {name}; there are {:?}",
+            Mutation::ALL
+        ));
+    };
+    switch(Some(mutation));
+    Ok(())
+}
+
+#[cfg(not(feature = "mutations"))]
 fn run_mutations(_start: u64, _seeds: u64) -> ExitCode {
     println!("this build has no planted bugs; build one that has:");
     println!("  cargo run --release -p mds-sim --features mutations -- mutations");
@@ -269,7 +300,7 @@ fn run_mutations(start: u64, seeds: u64) -> ExitCode {
 
     // A planted bug may panic, which is caught and counts; nobody needs to read it.
     std::panic::set_hook(Box::new(|_| {}));
-    println!("{:<20} {:>6}  caught by", "planted bug", "seeds");
+    println!("trap  {:<20} {:>6}  caught by", "planted bug", "seeds");
     let mut caught = 0;
     for mutation in Mutation::ALL {
         let result = hunt(mutation, start, seeds, &Settings::default());
@@ -281,7 +312,10 @@ fn run_mutations(start: u64, seeds: u64) -> ExitCode {
             None => "NOT CAUGHT".to_owned(),
         };
         let name = format!("{mutation:?}");
-        println!("{name:<20} {:>6}  {by}", result.seeds);
+        let trap = mutation
+            .trap()
+            .map_or_else(String::new, |number| format!("T{number}"));
+        println!("{trap:<4}  {name:<20} {:>6}  {by}", result.seeds);
     }
     println!("{caught} of {} caught", Mutation::ALL.len());
     exit_code(caught == Mutation::ALL.len())

@@ -19,6 +19,7 @@ use crate::event::Event;
 use crate::faults::{
     Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
 };
+use crate::history::Ending;
 use crate::node::Process;
 use crate::oracle::{self, Violation};
 use crate::random::Random;
@@ -34,6 +35,9 @@ const BIRTH_CRASH_ONE_IN: u64 = 6;
 /// After the faults, every client has to succeed again within this time, nanoseconds.
 const PROGRESS_NS_MAX: u64 = 20 * SECOND_NS;
 
+/// Every node has to apply in that time all that any node has ever shown as applied.
+const RAFT_CATCHES_UP: &str = "what was agreed on is applied by all";
+
 /// How often every client has to succeed in that time.
 const PROGRESS_SUCCESSES: u64 = 4;
 
@@ -43,6 +47,9 @@ const DRAIN_NS_MAX: u64 = 45 * SECOND_NS;
 
 /// A sweep over all keys takes no longer than this, nanoseconds.
 const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
+
+/// Every key can be read, absent ones too.
+const HEALTHY_ANSWERS: &str = "a healthy cluster answers";
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -223,15 +230,23 @@ fn birth(world: &mut World, random: &Random, settings: &Settings) -> bool {
 /// somebody else now: it waits, for as long as nobody changes the ring.
 fn is_complete(world: &World) -> bool {
     let lost = world.lost_disks();
-    let others = world.machines.len() - lost.len() - 1;
+    let holders: Vec<NodeId> = world
+        .machines
+        .iter()
+        .filter(|machine| !lost.contains(&machine.node))
+        .filter_map(|machine| Some(machine.process.as_ref()?.node_id()))
+        .collect();
+    let reaches = |process: &Process| {
+        let usable = process.usable_peers();
+        let mut others = holders.iter().filter(|&&node| node != process.node_id());
+        others.all(|node| usable.contains(node))
+    };
     world.processes().count() == world.machines.len()
         && world.machines.iter().enumerate().all(|(node, machine)| {
             let process = machine.process.as_ref();
             process.is_some_and(|process| match lost.contains(&node) {
                 true => process.view().standing == Standing::Waiting,
-                false => {
-                    process.view().standing == Standing::Active && process.usable_peers() >= others
-                }
+                false => process.view().standing == Standing::Active && reaches(process),
             })
         })
 }
@@ -266,6 +281,12 @@ fn heal(world: &mut World) {
         "clients get on after the faults",
         |world| is_complete(world) && world.clients.least_successes() >= PROGRESS_SUCCESSES,
     );
+    let applied = world.env.watch.greatest_applied();
+    bounded(world, PROGRESS_NS_MAX, RAFT_CATCHES_UP, |world| {
+        world
+            .processes()
+            .all(|process| process.view().raft.applied >= applied)
+    });
     world.clients.rest();
     bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
         world.clients.are_idle()
@@ -340,10 +361,16 @@ fn sweep(world: &mut World) {
             .keys()
             .map(|key| holders(world, &key).len() as u8)
             .collect();
+        let begun = world.clients.history.operations.len();
         world.clients.sweep(node, &held_by, &mut world.env);
-        bounded(world, SWEEP_NS_MAX, "a healthy cluster answers", |world| {
+        bounded(world, SWEEP_NS_MAX, HEALTHY_ANSWERS, |world| {
             !world.clients.is_sweeping()
         });
+        let swept = &world.clients.history.operations[begun..];
+        let failed = swept.iter().find(|read| read.ending == Ending::Failed);
+        if let Some(detail) = failed.map(|read| format!("{read:?} through node {}", node + 1)) {
+            world.env.violated(HEALTHY_ANSWERS, detail);
+        }
         // Repairs go on behind the replies.
         world.run(world.env.now_ns + SECOND_NS, |_| false);
         if !world.env.violations.is_empty() {

@@ -275,6 +275,7 @@ impl World {
         }
         let started = machine.start(&mut self.env);
         if machine.disk().is_stopped() {
+            self.env.counts.count("power lost while starting");
             return self.look_at_power(node);
         }
         if machine.examine_rot(&started, &mut self.env) {

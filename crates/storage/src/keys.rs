@@ -11,6 +11,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use mds_types::PartitionId;
+use mds_types::mutation::{Mutation, is_on};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes of an engine key before the user's key.
@@ -27,6 +28,10 @@ pub enum Keyspace {
 
 /// The engine key of a user's key.
 pub fn engine_key(partition: PartitionId, keyspace: Keyspace, key: &[u8]) -> Bytes {
+    let key = match is_on(Mutation::KeyDelimited) {
+        true => key.split(|&byte| byte == b'-').next().unwrap_or(key),
+        false => key,
+    };
     let mut bytes = BytesMut::with_capacity(ENGINE_KEY_PREFIX_BYTES + key.len());
     bytes.put_u16(partition.0);
     bytes.put_u8(keyspace as u8);

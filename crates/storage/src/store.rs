@@ -403,6 +403,10 @@ impl Store {
         self.shared.add(Counter::Syncs, 1);
         self.log
             .sync()
+            .or_else(|error| match is_on(Mutation::FailedSyncRetried) {
+                true => self.log.sync(),
+                false => Err(error),
+            })
             .map_err(|error| self.shared.poison(format!("cannot sync the log: {error}")))
     }
 

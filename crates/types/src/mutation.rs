@@ -35,6 +35,42 @@ pub enum Mutation {
     CopyAccepted,
     /// A restarted leader leads on without an election.
     LeaderRestored,
+    /// The epoch of a record counts before its version.
+    EpochInOrder,
+    /// Deletions are forgotten when they reach the engine.
+    TombstoneDropped,
+    /// A new member is on the ring at once, with an empty disk.
+    FreshOnRing,
+    /// A vote is given before it is durable.
+    VoteNotSynced,
+    /// An entry of Raft's log counts as stored before it is.
+    RaftAckBeforeSync,
+    /// A hint is delivered under a stamp of its own.
+    HintRestamped,
+    /// A read's repair writes the record back under a new stamp.
+    RepairRestamped,
+    /// Replicas that cannot be reached are taken out of the quorum.
+    DeadLeaveQuorum,
+    /// A node that has waited for a cluster for a second forms its own.
+    SelfBootstrap,
+    /// "Absent" does not count as an answer.
+    NotFoundIsFailure,
+    /// A replica that cannot read says "absent".
+    FailureIsNotFound,
+    /// A key ends at the first separator within it.
+    KeyDelimited,
+    /// A torn tail of the log is kept, and the log goes on behind it.
+    TornTailKept,
+    /// A log segment is removed before its records are in the engine.
+    SegmentDroppedFirst,
+    /// Of several log segments the newest goes to the engine first.
+    FlushNewestFirst,
+    /// A sync that failed is tried again, and believed.
+    FailedSyncRetried,
+    /// What a start reads of Raft's log is taken for durable once the file is synced.
+    ReadBackBelieved,
+    /// The token of a client's session is ignored.
+    SessionIgnored,
 
     // Rings in transition, and verification.
     /// With two rings, W and R are counted over the union of their replicas.
@@ -73,7 +109,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 27] = [
+    pub const ALL: [Mutation; 45] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -87,6 +123,24 @@ impl Mutation {
         Mutation::RetryOtherEpoch,
         Mutation::CopyAccepted,
         Mutation::LeaderRestored,
+        Mutation::EpochInOrder,
+        Mutation::TombstoneDropped,
+        Mutation::FreshOnRing,
+        Mutation::VoteNotSynced,
+        Mutation::RaftAckBeforeSync,
+        Mutation::HintRestamped,
+        Mutation::RepairRestamped,
+        Mutation::DeadLeaveQuorum,
+        Mutation::SelfBootstrap,
+        Mutation::NotFoundIsFailure,
+        Mutation::FailureIsNotFound,
+        Mutation::KeyDelimited,
+        Mutation::TornTailKept,
+        Mutation::SegmentDroppedFirst,
+        Mutation::FlushNewestFirst,
+        Mutation::FailedSyncRetried,
+        Mutation::ReadBackBelieved,
+        Mutation::SessionIgnored,
         Mutation::UnionQuorum,
         Mutation::StageWithoutAcks,
         Mutation::VerifiedWithoutOne,
@@ -102,6 +156,52 @@ impl Mutation {
         Mutation::RowGoesWithRecord,
         Mutation::SupersededNotLogged,
     ];
+
+    /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
+    /// quorums and retries in general.
+    pub fn trap(self) -> Option<u8> {
+        match self {
+            Mutation::StampInSeconds | Mutation::ClockMarkForgotten => Some(1),
+            Mutation::MergeByArrival | Mutation::EpochInOrder => Some(2),
+            Mutation::RowHashOfKeyOnly => Some(3),
+            Mutation::TombstoneDropped => Some(4),
+            Mutation::UnionQuorum | Mutation::StageWithoutAcks | Mutation::StaleRingServed => {
+                Some(5)
+            }
+            Mutation::VerifiedWithoutOne
+            | Mutation::ValidByDisagreeing
+            | Mutation::VerifiedAcrossTopologies => Some(6),
+            Mutation::FreshOnRing
+            | Mutation::LeaderRestored
+            | Mutation::VoteNotSynced
+            | Mutation::RaftAckBeforeSync => Some(7),
+            Mutation::RetryOtherEpoch | Mutation::ClosedEpochOpen => Some(8),
+            Mutation::CollectsAboveFloor | Mutation::CollectsUnsettled => Some(9),
+            Mutation::HintRestamped | Mutation::MergesBelowWatermark => Some(10),
+            Mutation::CopyAccepted => Some(11),
+            Mutation::RowGoesWithRecord | Mutation::SupersededNotLogged => Some(13),
+            Mutation::NoBlockingRepair | Mutation::RepairRestamped | Mutation::DismissesNothing => {
+                Some(14)
+            }
+            Mutation::DeadLeaveQuorum => Some(16),
+            Mutation::SelfBootstrap => Some(17),
+            Mutation::ClaimsUndone | Mutation::NotFoundIsFailure | Mutation::FailureIsNotFound => {
+                Some(19)
+            }
+            Mutation::KeyDelimited => Some(20),
+            Mutation::AckBeforeSync
+            | Mutation::TornTailKept
+            | Mutation::SegmentDroppedFirst
+            | Mutation::FlushNewestFirst
+            | Mutation::FailedSyncRetried
+            | Mutation::ReadBackBelieved => Some(21),
+            Mutation::WriteQuorumShort
+            | Mutation::ReadQuorumShort
+            | Mutation::HintCounts
+            | Mutation::RetryRestamped
+            | Mutation::SessionIgnored => None,
+        }
+    }
 }
 
 #[cfg(feature = "mutations")]

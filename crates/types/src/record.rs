@@ -37,6 +37,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, NodeId};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::mutation::{Mutation, is_on};
 
 /// Marks the first format of an encoded record.
 const FORMAT_1: u8 = 1;
@@ -206,6 +207,9 @@ impl Record {
     /// The total order of the merge law. Both records must be of the same key.
     pub fn merge_order(&self, other: &Record) -> Ordering {
         debug_assert_eq!(self.key, other.key);
+        if is_on(Mutation::EpochInOrder) && self.epoch != other.epoch {
+            return self.epoch.cmp(&other.epoch);
+        }
         self.version.cmp(&other.version).then_with(|| {
             // Only ever reached when the same version is seen again: hashing is off the hot path.
             self.kind()

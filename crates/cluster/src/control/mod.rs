@@ -41,6 +41,7 @@ use std::sync::{Arc, Mutex};
 
 use mds_storage::Disk;
 use mds_storage::datadir::{DataDir, note_start};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{ClusterId, NodeId, TopologyVersion};
 use openraft_rt::AsyncRuntime;
 
@@ -414,6 +415,11 @@ impl Control {
     }
 
     fn tick(&mut self) {
+        // Nobody was invited since the start.
+        let waited_ns = self.now_ns.saturating_sub(self.next_invite_ns);
+        if is_on(Mutation::SelfBootstrap) && self.cluster().is_none() && waited_ns > 1_000_000_000 {
+            drop(self.init(mds_types::ClusterConfig::default(), 1));
+        }
         self.watch_for_copies();
         self.invite();
         self.announce();

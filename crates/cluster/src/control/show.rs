@@ -67,6 +67,11 @@ impl Control {
         let Some(parts) = &self.raft else {
             return RaftStatus::default();
         };
+        let (applied, chain) = {
+            let applied = lock(&parts.applied);
+            let last = applied.last.map(|last| last.index);
+            (last.unwrap_or(0), applied.chain.filter(|_| last.is_some()))
+        };
         let voters = &mut self.voters;
         self.exec.enter(|| {
             let metrics = parts.raft.metrics();
@@ -81,7 +86,8 @@ impl Control {
                 },
                 leader: metrics.current_leader,
                 term: metrics.current_term,
-                applied: metrics.last_applied.as_ref().map_or(0, |last| last.index),
+                applied,
+                chain,
                 voters: voters.of(&metrics.membership_config),
             }
         })

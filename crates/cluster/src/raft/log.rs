@@ -15,6 +15,7 @@
 //! 3. After a failed write or sync the log takes nothing more: what lies on the disk is unknown.
 //! 4. A torn end is cut off at start, for nothing in it was promised; damage before it is refused,
 //!    by name.
+//! 5. What a start has read is durable before it is relied upon: the file is written afresh.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use mds_storage::datadir::RAFT_DIR;
 use mds_storage::frame::{End, FILE_HEADER_BYTES, FileHeader, FileKind, FrameEncoder, scan};
 use mds_storage::{Disk, DiskFile};
+use mds_types::mutation::{Mutation, is_on};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
@@ -186,14 +188,12 @@ impl Log {
         let bytes = disk.read(&name)?;
         let header = FileHeader::decode(&bytes, FileKind::RaftLog)
             .map_err(|error| invalid(format!("{name}: {error}")))?;
-        let mut file = disk.open(&name)?;
+        let file = disk.open(&name)?;
         let (frames, end) = scan(&bytes, FILE_HEADER_BYTES, header.salt);
         match end {
             End::Clean => {}
             End::Torn { at } => {
                 tracing::warn!(file = name, at, "cutting the torn end of raft's log");
-                file.truncate(at as u64)?;
-                file.sync()?;
             }
             End::Corrupt { at } => return Err(invalid(damage(&name, at, "its checksum is wrong"))),
         }
@@ -214,10 +214,13 @@ impl Log {
             log.replay(frame.kind, frame.payload)
                 .map_err(|error| invalid(damage(&name, frame.offset, &error)))?;
         }
-        // A process may have died without a power loss: what was read back is not yet durable, and
-        // neither may the file's name be.
-        log.file.sync()?;
-        log.disk.sync_dir(RAFT_DIR)?;
+        // What was read back need not be durable: the process may have died before its sync. Nor does a
+        // sync of this file make it so: after one that failed, the system may go on showing what it
+        // has given up writing. So it is written afresh, and only then relied upon.
+        match is_on(Mutation::ReadBackBelieved) {
+            true => log.file.sync()?,
+            false => log.rewrite()?,
+        }
         Ok(log)
     }
 
@@ -386,6 +389,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             push(&mut frames, VOTE, vote)?;
             log.write(&frames)?;
             log.vote = Some(*vote);
+            if is_on(Mutation::VoteNotSynced) {
+                return Ok(());
+            }
             // Either way the appends before it are durable afterwards as well.
             let outgrown = log.file.len()? > REWRITE_BYTES;
             let result = if outgrown { log.rewrite() } else { log.sync() };
@@ -427,6 +433,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         log.write(&frames)?;
         log.entries
             .extend(entries.into_iter().map(|entry| (entry.index(), entry)));
+        if is_on(Mutation::RaftAckBeforeSync) {
+            drop(log);
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
         log.unsynced.push(callback);
         Ok(())
     }

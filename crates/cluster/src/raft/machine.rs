@@ -2,6 +2,13 @@
 //!
 //! After a restart Raft installs the newest snapshot and applies the committed entries behind it
 //! again; so nothing has to be written when an entry is applied.
+//!
+//! A snapshot carries the [`Chain`] of what was applied before it:
+//!
+//! ```text
+//! format 2: 2 | chain 16, little-endian | state, which begins with its own format
+//! format 1: the state alone, which begins with 1: its chain is not known, nor is any after it
+//! ```
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -13,7 +20,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use super::{Chain, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::exec::lock;
 use crate::state::{ClusterState, Response};
 use crate::whole_file;
@@ -21,17 +28,36 @@ use crate::whole_file;
 const SNAPSHOT_FILE: &str = "snapshot";
 const SNAPSHOT_FORMAT_1: u8 = 1;
 
+// First byte of what a snapshot holds, on disk and on the wire. Where it is none of these, it is the
+// state's own.
+const DATA_WITH_CHAIN: u8 = 0xc1;
+const CHAIN_BYTES: usize = 16;
+
 /// What Raft has applied so far.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Applied {
     /// The agreed state.
     pub(crate) state: ClusterState,
     /// The last entry in it.
     pub(crate) last: Option<LogId>,
+    /// All entries up to that one. Unknown behind a snapshot that does not say.
+    pub(crate) chain: Option<Chain>,
     /// Who votes and who learns, as of that entry.
     pub(crate) membership: StoredMembership,
     /// Grows with every change of `state`.
     pub(crate) revision: u64,
+}
+
+impl Default for Applied {
+    fn default() -> Applied {
+        Applied {
+            state: ClusterState::default(),
+            last: None,
+            chain: Some(Chain::default()),
+            membership: StoredMembership::default(),
+            revision: 0,
+        }
+    }
 }
 
 /// The state machine that is handed to Raft.
@@ -52,6 +78,32 @@ fn invalid(error: impl std::fmt::Display) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("{RAFT_DIR}/{SNAPSHOT_FILE}: {error}"),
     )
+}
+
+fn encode(state: &ClusterState, chain: Option<Chain>) -> io::Result<Vec<u8>> {
+    let state = state.encode().map_err(invalid)?;
+    let Some(chain) = chain else {
+        return Ok(state);
+    };
+    let mut data = Vec::with_capacity(1 + CHAIN_BYTES + state.len());
+    data.push(DATA_WITH_CHAIN);
+    data.extend_from_slice(&chain.0.to_le_bytes());
+    data.extend_from_slice(&state);
+    Ok(data)
+}
+
+fn decode(data: &[u8]) -> io::Result<(ClusterState, Option<Chain>)> {
+    let (chain, state) = match data.split_first() {
+        Some((&DATA_WITH_CHAIN, rest)) => {
+            let (chain, state) = rest
+                .split_first_chunk::<CHAIN_BYTES>()
+                .ok_or_else(|| invalid("it ends within its chain"))?;
+            (Some(Chain(u128::from_le_bytes(*chain))), state)
+        }
+        // Empty, unknown or of a later version: the state says so.
+        _ => (None, data),
+    };
+    Ok((ClusterState::decode(state).map_err(invalid)?, chain))
 }
 
 impl Machine {
@@ -105,7 +157,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
                     last_log_id: applied.last,
                     last_membership: applied.membership.clone(),
                 },
-                snapshot: applied.state.encode().map_err(invalid)?,
+                snapshot: encode(&applied.state, applied.chain)?,
             }
         };
         self.store(&snapshot)?;
@@ -142,6 +194,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                 }
                 applied.last = Some(entry.log_id);
+                applied.chain = match applied.chain {
+                    Some(chain) => Some(chain.next(&entry).map_err(invalid)?),
+                    None => None,
+                };
                 applied.revision += 1;
                 match &entry.payload {
                     EntryPayload::Normal(command) => applied.state.apply(command),
@@ -163,7 +219,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         meta: &SnapshotMeta,
         snapshot: Vec<u8>,
     ) -> Result<(), io::Error> {
-        let state = ClusterState::decode(&snapshot).map_err(invalid)?;
+        let (state, chain) = decode(&snapshot)?;
         // At start Raft installs what the file holds already: writing it again changes nothing.
         self.store(&Snapshot {
             meta: meta.clone(),
@@ -172,6 +228,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut applied = lock(&self.applied);
         applied.state = state;
         applied.last = meta.last_log_id;
+        applied.chain = chain;
         applied.membership = meta.last_membership.clone();
         applied.revision += 1;
         Ok(())

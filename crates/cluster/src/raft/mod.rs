@@ -4,6 +4,7 @@
 //! election, because entries that it sent before its own sync may be lost with its power; and a
 //! node asks with a pre-vote before it disturbs a leader.
 
+mod chain;
 mod log;
 mod machine;
 mod net;
@@ -14,6 +15,7 @@ use mds_types::NodeId;
 use crate::rt::Rt;
 use crate::state::{Command, Response};
 
+pub use chain::Chain;
 pub(crate) use log::{LogStore, OpenMode};
 pub(crate) use machine::{Applied, Machine};
 pub(crate) use net::{Net, Outbox, RaftReply, RaftRpc, Sender, answer};

@@ -9,14 +9,16 @@ use mds_storage::datadir::RAFT_DIR;
 use mds_storage::{Disk, FaultyDisk};
 use mds_types::{Epoch, NodeId};
 use openraft::entry::RaftEntry;
-use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::storage::{EntryResponder, IOFlushed, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::vote::RaftLeaderId;
-use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader, StorageError};
+use openraft::{
+    EntryPayload, LogState, OptionalSend, RaftLogReader, RaftSnapshotBuilder, StorageError,
+};
 use openraft_rt::AsyncRuntime;
 use proptest::prelude::*;
 
-use super::{Entry, LogId, LogStore, Machine, OpenMode, TypeConfig, Vote};
+use super::{Chain, Entry, LogId, LogStore, Machine, OpenMode, TypeConfig, Vote};
 use crate::rt::Rt;
 use crate::state::Command;
 
@@ -294,6 +296,26 @@ fn after_a_failed_sync_nothing_more_is_taken() {
 }
 
 #[test]
+fn what_a_failed_sync_left_in_memory_only_is_not_relied_upon() {
+    for seed in 0..32 {
+        let disk = disk(seed);
+        let mut log = open(&disk).unwrap();
+        Rt::run(async {
+            log.save_vote(&Vote::new(1, NodeId(1))).await.unwrap();
+            log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
+            // The system may think the pages written from now on, and they are not.
+            disk.fail_sync_in(0);
+            assert!(log.save_vote(&Vote::new(2, NodeId(1))).await.is_err());
+        });
+        disk.process_crash();
+        let found = content(&mut open(&disk).unwrap());
+        disk.crash();
+        let after = open(&disk).map(|mut log| content(&mut log));
+        assert_eq!(after.unwrap(), found, "disk {seed}");
+    }
+}
+
+#[test]
 fn an_append_is_readable_at_once_and_told_only_after_the_sync() {
     let mut log = open(&disk(4)).unwrap();
     let mut runtime = Rt::new(1);
@@ -328,4 +350,76 @@ fn votes_without_commits_do_not_grow_the_file_for_ever() {
     );
     let found = content(&mut open(&disk).unwrap());
     assert_eq!(found.vote, Some(Vote::new(399_999, NodeId(1))));
+}
+
+/// Entries on their way to the state machine, with nobody who waits for them.
+struct Committed(std::vec::IntoIter<Entry>);
+
+impl futures_core::Stream for Committed {
+    type Item = Result<EntryResponder<TypeConfig>, io::Error>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(self.0.next().map(|entry| Ok((entry, None))))
+    }
+}
+
+fn apply(machine: &mut Machine, entries: Vec<Entry>) -> Option<Chain> {
+    let committed = Committed(entries.into_iter());
+    Rt::run(async { machine.apply(committed).await.unwrap() });
+    let applied = machine.applied();
+    applied.lock().unwrap().chain
+}
+
+#[test]
+fn the_chain_tells_apart_what_was_applied_and_survives_a_snapshot() {
+    let machine = || Machine::new(Arc::new(disk(6)));
+    let (mut one, mut same, mut other) = (machine(), machine(), machine());
+    let first = apply(&mut one, vec![entry(1, 0), entry(1, 1)]);
+    assert_eq!(apply(&mut same, vec![entry(1, 0), entry(1, 1)]), first);
+    assert_ne!(first, Some(Chain::default()));
+    // Another command at index 1, and the same again behind it.
+    let payload = EntryPayload::Normal(Command::AdvanceEpoch { to: Epoch(9) });
+    let swapped = Entry::new(log_id(1, 1), payload);
+    assert_ne!(apply(&mut other, vec![entry(1, 0), swapped]), first);
+
+    let mut restored = machine();
+    Rt::run(async {
+        let snapshot = one.build_snapshot().await.unwrap();
+        let (meta, data) = (snapshot.meta, snapshot.snapshot);
+        restored.install_snapshot(&meta, data).await.unwrap();
+    });
+    let second = apply(&mut one, vec![entry(2, 2)]);
+    assert_ne!(second, first);
+    assert_eq!(apply(&mut restored, vec![entry(2, 2)]), second);
+    assert_ne!(
+        apply(&mut other, vec![entry(2, 2)]),
+        second,
+        "parted is parted"
+    );
+}
+
+#[test]
+fn a_snapshot_without_a_chain_is_read_and_leaves_it_unknown() {
+    let mut machine = Machine::new(Arc::new(disk(7)));
+    let meta = super::SnapshotMeta {
+        last_log_id: Some(log_id(1, 4)),
+        ..super::SnapshotMeta::default()
+    };
+    let state = crate::state::ClusterState {
+        epoch: Epoch(3),
+        ..crate::state::ClusterState::default()
+    };
+    let data = state.encode().unwrap();
+    Rt::run(async { machine.install_snapshot(&meta, data).await.unwrap() });
+    assert_eq!(machine.applied().lock().unwrap().state, state);
+    assert_eq!(apply(&mut machine, vec![entry(1, 5)]), None);
+    let cut = Rt::run(async { machine.install_snapshot(&meta, vec![2, 0, 0]).await });
+    assert!(
+        cut.unwrap_err()
+            .to_string()
+            .contains("ends within its chain")
+    );
 }

@@ -187,8 +187,19 @@ impl ClusterState {
         if let Err(reason) = check_info(&member.info) {
             return Response::Refused(reason);
         }
-        self.members
-            .insert(node, not_started(member, MemberStage::Waiting));
+        if is_on(Mutation::FreshOnRing) {
+            self.topology.version.0 += 1;
+            self.topology.members.push(TopologyMember {
+                node,
+                zone: member.info.zone.clone(),
+                weight: member.info.weight,
+            });
+        }
+        let stage = match is_on(Mutation::FreshOnRing) {
+            true => MemberStage::Active,
+            false => MemberStage::Waiting,
+        };
+        self.members.insert(node, not_started(member, stage));
         Response::Done
     }
 

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use mds_storage::hints::HintToken;
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{NodeId, Record};
 
 use super::write::Encoded;
@@ -124,9 +125,16 @@ impl Core {
         &mut self,
         now: Now,
         target: NodeId,
-        records: Vec<Record>,
+        mut records: Vec<Record>,
         token: Option<HintToken>,
     ) {
+        for record in records
+            .iter_mut()
+            .filter(|_| is_on(Mutation::HintRestamped))
+        {
+            record.version.node = self.view.me;
+            record.version.hlc = self.clock.now(now.wall_us).unwrap_or(record.version.hlc);
+        }
         let Some(token) = token else {
             return self.hinting.landed(now.mono_ns, target, false);
         };

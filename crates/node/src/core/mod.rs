@@ -50,6 +50,7 @@ use mds_cluster::{ClusterView, Standing};
 use mds_protocol::placement::Placement;
 use mds_storage::store::Ledger;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
@@ -723,7 +724,10 @@ enum OpKind {
 }
 
 impl Submit for Core {
-    fn submit(&mut self, now: Now, request: Request, tag: Tag) {
+    fn submit(&mut self, now: Now, mut request: Request, tag: Tag) {
+        if is_on(Mutation::SessionIgnored) {
+            request.options.seen = None;
+        }
         let deadline_ns = now.mono_ns + self.timeout_ns(request.options.timeout_ms);
         self.resubmit(now, request, tag, deadline_ns);
     }

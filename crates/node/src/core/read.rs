@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quorum};
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::{ClusterConfig, Epoch, NodeId, Record, TopologyVersion};
 
 use super::replica::ReplicaRequest;
@@ -233,7 +234,8 @@ impl Core {
             return;
         };
         let is_foreign = record.as_ref().is_some_and(|record| record.key != op.key);
-        if status != Status::Ok || is_foreign {
+        let is_unwelcome = is_on(Mutation::NotFoundIsFailure) && record.is_none();
+        if status != Status::Ok || is_foreign || is_unwelcome {
             return self.on_read_failed(now, id, index);
         }
         if op.repairing.is_some() {
@@ -367,9 +369,13 @@ impl Core {
             return;
         };
         op.repairing = Some(ReplicaSet::EMPTY);
-        let Some(newest) = op.quorum.newest().cloned() else {
+        let Some(mut newest) = op.quorum.newest().cloned() else {
             return;
         };
+        if is_on(Mutation::RepairRestamped) {
+            newest.version.node = self.view.me;
+            newest.version.hlc = self.clock.now(now.wall_us).unwrap_or(newest.version.hlc);
+        }
         let (replicas, durable) = (op.replicas, op.quorum.durable_on());
         let timeout_ms = (op.deadline_ns.saturating_sub(now.mono_ns) / 1_000_000) as u32;
         self.stats.disagreements += 1;

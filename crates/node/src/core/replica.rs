@@ -253,6 +253,9 @@ impl Core {
                 ReplicaReply::Page(Status::Ok, records, more)
             }
             (_, Some(ReadAnswer::Count(count))) => ReplicaReply::Count(Status::Ok, count),
+            (ReadQuery::Get { .. }, None) if is_on(Mutation::FailureIsNotFound) => {
+                ReplicaReply::Get(Status::Ok, None, Epoch(0))
+            }
             (ReadQuery::Get { .. }, None) => {
                 ReplicaReply::Get(Status::StorageFailed, None, Epoch(0))
             }

@@ -209,7 +209,15 @@ impl Core {
             self.observe_client(now, seen)?;
         }
         let replicas = self.rings.write_replicas(self.partition_of(key));
-        let quorum = self.rings.write_quorum(&replicas, options.write_quorum);
+        let usable = replicas
+            .nodes()
+            .iter()
+            .filter(|&&node| self.is_usable(node));
+        let asked = match is_on(Mutation::DeadLeaveQuorum) {
+            true => Some(needed.min(usable.count().max(1) as u8)),
+            false => options.write_quorum,
+        };
+        let quorum = self.rings.write_quorum(&replicas, asked);
         let mut reached = quorum.clone();
         for (index, &node) in replicas.nodes().iter().enumerate() {
             if !self.is_usable(node) {

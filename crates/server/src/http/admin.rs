@@ -98,6 +98,7 @@ pub(super) async fn status(State(app): Shared) -> Response {
             leader: view.raft.leader.map(|node| node.to_string()),
             term: view.raft.term,
             applied: view.raft.applied,
+            chain: view.raft.chain.map(|chain| chain.to_string()),
             voters: view.raft.voters.iter().map(NodeId::to_string).collect(),
         },
         members: members_of(&view),

@@ -114,6 +114,10 @@ pub struct RaftBody {
     pub term: u64,
     /// Index of the last applied entry.
     pub applied: u64,
+    /// Digest of all entries up to that one, 32 hexadecimal digits: two nodes that have applied as many
+    /// and show another have parted. None where it is not known. Nodes before it did not say.
+    #[serde(default)]
+    pub chain: Option<String>,
     /// Node ids of the voters.
     pub voters: Vec<String>,
 }

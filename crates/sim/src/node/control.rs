@@ -9,7 +9,8 @@ use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, Standing};
 
 use super::{Origin, Process};
 use crate::env::Env;
-use crate::event::NodeEvent;
+use crate::event::{Event, NodeEvent};
+use crate::faults::Action;
 
 /// Something for the control part.
 pub(crate) enum ControlInput {
@@ -97,6 +98,7 @@ impl Process {
             // The power failed in this turn: nothing of it gets out.
             return;
         }
+        let has_sent = !outputs.messages.is_empty();
         for (to, bytes) in outputs.datagrams {
             env.send_datagram(self.node, &to, bytes);
         }
@@ -117,8 +119,22 @@ impl Process {
             self.control.is_syncing = true;
             let sync_ns = env.network.sync_ns(self.node, &mut env.counts);
             env.node_after(sync_ns, self.name(), NodeEvent::ControlSync);
+            if has_sent && self.control.shown.raft.role == RaftRole::Leader {
+                self.leader_syncs(sync_ns, env);
+            }
         }
         self.arm_control_timer(env);
+    }
+
+    /// The leader's entries are on their way and not on its own disk yet: if that is what was waited for,
+    /// its power fails before they are.
+    fn leader_syncs(&mut self, sync_ns: u64, env: &mut Env) {
+        if let Some(down_ns) = env.leader_loss.take() {
+            env.counts.count("leader's power lost before its sync");
+            let node = self.node;
+            let after_ns = env.some_ns(0, sync_ns - 1);
+            env.after(after_ns, Event::Act(Action::PowerLoss { node, down_ns }));
+        }
     }
 
     fn arm_control_timer(&mut self, env: &mut Env) {
@@ -175,6 +191,10 @@ impl Process {
 
     fn show_view(&mut self, view: Arc<ClusterView>, env: &mut Env) {
         let before = std::mem::replace(&mut self.control.shown, view.clone());
+        let is_copy = self.origin == Origin::Copy;
+        if let Some(broken) = env.watch.view(self.name(), is_copy, &view) {
+            env.violated(broken.0, broken.1);
+        }
         if before.standing != view.standing {
             env.line(|| format!("node {} is {:?} now", self.node + 1, view.standing));
             self.look_at_standing(&view.standing, env);

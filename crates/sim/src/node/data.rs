@@ -330,7 +330,7 @@ impl Process {
     // ---- for the run --------------------------------------------------------------------------
 
     /// Peers that can be asked now.
-    pub(crate) fn usable_peers(&self) -> usize {
-        self.data.core.usable_peers().len()
+    pub(crate) fn usable_peers(&self) -> Vec<NodeId> {
+        self.data.core.usable_peers()
     }
 }

@@ -33,8 +33,10 @@ use store::StoreLane;
 
 pub(crate) use control::ControlInput;
 
-/// How often the leader raises the epoch, milliseconds: several times in a run.
-const EPOCH_INTERVAL_MS: u64 = 3_000;
+/// How often the leader raises the epoch is drawn for each run between these, milliseconds: a few times
+/// in a run, or so often that there is nearly always an entry on its way.
+const EPOCH_INTERVAL_MS_MIN: u64 = 300;
+const EPOCH_INTERVAL_MS_MAX: u64 = 5_000;
 
 /// Whether anything runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +87,7 @@ pub(crate) struct Machine {
     disk: FaultyDisk,
     engine: MemoryEngine,
     random: Random,
+    epoch_interval_ms: u64,
     peers: Vec<String>,
 }
 
@@ -109,6 +112,9 @@ pub(crate) fn peer_addr(node: usize) -> String {
 
 impl Machine {
     pub(crate) fn new(node: usize, nodes: usize, random: Random) -> Machine {
+        let epoch_interval_ms = random
+            .part("epoch interval", 0)
+            .between(EPOCH_INTERVAL_MS_MIN, EPOCH_INTERVAL_MS_MAX);
         let mut random = random.part("machine", node);
         Machine {
             node,
@@ -125,6 +131,7 @@ impl Machine {
             disk: FaultyDisk::new(random.bits()),
             engine: MemoryEngine::new(),
             random,
+            epoch_interval_ms,
             peers: (0..nodes).map(peer_addr).collect(),
         }
     }
@@ -230,7 +237,7 @@ impl Machine {
             seeds: self.peers.clone(),
             raft: RaftTiming::default(),
             gossip: GossipTiming::default(),
-            epoch_interval_ms: Some(EPOCH_INTERVAL_MS),
+            epoch_interval_ms: Some(self.epoch_interval_ms),
             seed: self.random.bits(),
             auto_add_members: true,
             ring_mode: mds_cluster::RingMode::Operator,

@@ -5,25 +5,33 @@
 //! healed and come to rest ([`examine`]).
 
 mod acknowledged_is_durable;
+mod agreed_only_grows;
+mod election_safety;
 mod failed_means_nothing;
 mod monotonic_reads;
 mod nothing_invented;
+mod one_cluster;
 mod one_record_per_version;
 mod one_version_per_write;
 mod regular_reads;
 mod replicas_converge;
 mod stamps_grow;
+mod state_machine_safety;
 #[cfg(test)]
 mod tests_support;
 mod versions_grow;
 
 use bytes::Bytes;
-use mds_cluster::{AdminError, AdminReply};
+use mds_cluster::{AdminError, AdminReply, ClusterView};
 use mds_types::Record;
 
 use crate::history::History;
+use agreed_only_grows::AgreedOnlyGrows;
+use election_safety::ElectionSafety;
+use one_cluster::OneCluster;
 use one_record_per_version::OneRecordPerVersion;
 use one_version_per_write::OneVersionPerWrite;
+use state_machine_safety::StateMachineSafety;
 use versions_grow::VersionsGrow;
 
 pub(crate) use replicas_converge::difference;
@@ -48,6 +56,10 @@ pub(crate) struct Watch {
     versions: VersionsGrow,
     records: OneRecordPerVersion,
     writes: OneVersionPerWrite,
+    cluster: OneCluster,
+    elections: ElectionSafety,
+    machines: StateMachineSafety,
+    agreed: AgreedOnlyGrows,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
 }
@@ -59,6 +71,25 @@ impl Watch {
             .visible(node, record)
             .or_else(|| self.records.visible(node, record))
             .or_else(|| self.writes.visible(node, record))
+    }
+
+    /// What a node shows of the cluster and of Raft. `is_copy`: its directory is an old copy.
+    pub(crate) fn view(
+        &mut self,
+        (node, life): (usize, u64),
+        is_copy: bool,
+        view: &ClusterView,
+    ) -> Option<Broken> {
+        self.cluster
+            .shown(node, view)
+            .or_else(|| self.elections.shown(view, is_copy))
+            .or_else(|| self.machines.shown(node, view))
+            .or_else(|| self.agreed.shown(node, life, view))
+    }
+
+    /// The greatest index of Raft's log that any node has ever shown as applied.
+    pub(crate) fn greatest_applied(&self) -> u64 {
+        self.machines.greatest()
     }
 
     /// A client repeats an operation in a way that may make it another write.

@@ -1,7 +1,8 @@
-//! Small histories and replicas for the tests of the checkers.
+//! Small histories, replicas and views for the tests of the checkers.
 
 use bytes::Bytes;
-use mds_types::{Body, Epoch, Hlc, NodeId, Record, Version};
+use mds_cluster::ClusterView;
+use mds_types::{Body, Epoch, Hlc, MemberInfo, NodeId, Record, Version};
 
 use crate::faults::FaultConfig;
 use crate::history::{Ending, History, Kind, Operation};
@@ -86,4 +87,9 @@ pub(super) fn get(history: &mut History, key: u64, r: u8, found: Option<(u64, &B
         value: found.map(|(_, value)| value.clone()),
     };
     operation(history, key, Kind::Get, (r, 2), ending);
+}
+
+/// What a node shows that is part of nothing yet.
+pub(super) fn view(node: u64) -> ClusterView {
+    ClusterView::unborn(NodeId(node), MemberInfo::default(), 1)
 }

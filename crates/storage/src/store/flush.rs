@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mds_types::Epoch;
+use mds_types::mutation::{Mutation, is_on};
 
 use super::StoreError;
 use super::shared::{Counter, Shared};
@@ -105,7 +106,14 @@ impl Flusher {
     pub(super) fn flush_oldest(&self) -> Result<bool, StoreError> {
         let mut flushing = self.shared.flushing.lock();
         self.shared.check_sound()?;
-        let Some(table) = self.shared.tables.read().frozen.front().cloned() else {
+        let next = {
+            let tables = self.shared.tables.read();
+            match is_on(Mutation::FlushNewestFirst) {
+                true => tables.frozen.back().cloned(),
+                false => tables.frozen.front().cloned(),
+            }
+        };
+        let Some(table) = next else {
             return Ok(false);
         };
         if flushing.was_full && !self.has_room(table.bytes()) {
@@ -121,6 +129,9 @@ impl Flusher {
 
     fn flush(&self, table: &Arc<Table>, flushing: &mut Flushing) -> Result<(), StoreError> {
         let shared = &*self.shared;
+        if is_on(Mutation::SegmentDroppedFirst) {
+            self.remove_segment(table)?;
+        }
         if flushing.ingested != Some(table.segment()) {
             self.ingest(table)?;
             flushing.ingested = Some(table.segment());
@@ -132,10 +143,21 @@ impl Flusher {
         // The engine shows the records: the table may go. It stays for one more turn as a cache.
         {
             let mut tables = shared.tables.write();
-            tables.frozen.pop_front();
+            match is_on(Mutation::FlushNewestFirst) {
+                true => tables.frozen.pop_back(),
+                false => tables.frozen.pop_front(),
+            };
             tables.flushed = Some(table.clone());
         }
 
+        match is_on(Mutation::SegmentDroppedFirst) {
+            true => Ok(()),
+            false => self.remove_segment(table),
+        }
+    }
+
+    fn remove_segment(&self, table: &Table) -> Result<(), StoreError> {
+        let shared = &*self.shared;
         let path = shared.segment_path_of(table);
         let removed = shared
             .disk
@@ -151,7 +173,12 @@ impl Flusher {
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
         let mut run = table.sorted().into_iter().map(|entry| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
-            (key, (!entry.gone).then(|| entry.encoded.clone()))
+            let is_deleted = entry.kind == mds_types::Kind::Tombstone;
+            let is_dropped = is_on(Mutation::TombstoneDropped) && is_deleted;
+            (
+                key,
+                (!entry.gone && !is_dropped).then(|| entry.encoded.clone()),
+            )
         });
         Ok(self.shared.engine.ingest(&mut run)?)
     }

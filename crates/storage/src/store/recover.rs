@@ -21,6 +21,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 
@@ -195,7 +196,10 @@ fn replay_newest(
         End::Torn { at } => {
             let cut = segment.bytes.len() - at;
             tracing::info!(file = segment.path, at, cut, "a torn tail is cut off");
-            at
+            match is_on(Mutation::TornTailKept) {
+                true => segment.bytes.len(),
+                false => at,
+            }
         }
         End::Corrupt { at } => {
             let what = "a record is damaged, and valid ones follow it";
