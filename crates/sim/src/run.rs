@@ -15,6 +15,9 @@ use bytes::Bytes;
 use mds_cluster::Standing;
 use mds_types::{NodeId, Record};
 
+use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
+use crate::checkers::ops_of;
+use crate::client::Workload;
 use crate::event::Event;
 use crate::faults::{Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
 use crate::node::Process;
@@ -42,6 +45,12 @@ const DRAIN_NS_MAX: u64 = 45 * SECOND_NS;
 /// A sweep over all keys takes no longer than this, nanoseconds.
 const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
 
+/// Placements per key that are tried to find out whether a history happens to be linearizable.
+const COUNTING_EFFORT: u64 = 20_000;
+
+/// Keys have one writer each in one of so many runs.
+const ONE_WRITER_ONE_IN: u64 = 5;
+
 /// How a run is made.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -49,6 +58,9 @@ pub struct Settings {
     pub nodes: Option<usize>,
     /// Clients that work at a time.
     pub clients: usize,
+    /// How clients share the keys. None: as anybody likes, or one writer per key in a share of the
+    /// runs.
+    pub workload: Option<Workload>,
     /// How long the faults last, nanoseconds of simulated time.
     pub faults_ns: u64,
     /// Which large faults of the schedule happen, by their number. None: all.
@@ -62,6 +74,7 @@ impl Default for Settings {
         Settings {
             nodes: None,
             clients: 5,
+            workload: None,
             faults_ns: 12 * SECOND_NS,
             keep: None,
             detail: Detail::Recent,
@@ -150,10 +163,15 @@ fn live(seed: u64, settings: &Settings) -> Report {
         0 => 5,
         _ => 3,
     };
+    let workload = match random.part("workload", 0).below(ONE_WRITER_ONE_IN) {
+        0 => Workload::OneWriterPerKey,
+        _ => Workload::Anybody,
+    };
     let mut world = World::new(
         &random,
         settings.nodes.unwrap_or(drawn),
         settings.clients,
+        settings.workload.unwrap_or(workload),
         faults,
         settings.detail,
     );
@@ -273,14 +291,56 @@ fn heal(world: &mut World) {
             .line(|| format!("{waiting} hints wait at node {node}"));
     }
     sweep(world);
+    census(world);
     if world.env.violations.is_empty()
         && let Some(replicas) = replicas(world)
     {
-        let n = world.config.replicas;
-        let lost = |key: &Bytes| usize::from(n) - holders(world, key).len();
-        for (invariant, detail) in oracle::examine(&replicas, &world.clients.history, n, lost) {
+        let (history, watch, config) = (&world.clients.history, &world.env.watch, &world.config);
+        let lost = |key: &Bytes| usize::from(config.replicas) - holders(world, key).len();
+        let broken = oracle::examine(&replicas, history, watch, config, lost);
+        for (invariant, detail) in broken {
             world.env.violated(invariant, detail);
         }
+        judge_registers(world);
+    }
+}
+
+/// Whether clients could have told the database from a store of atomic registers. With one writer
+/// per key they must not be able to. Otherwise last write wins promises no such thing, and the
+/// verdict is only counted: a batch has to show both.
+fn judge_registers(world: &mut World) {
+    let mut ops = ops_of(&world.clients.history);
+    // What expires is no register, whoever writes it.
+    let operations = &world.clients.history.operations;
+    let expiring: BTreeSet<&Bytes> = operations
+        .iter()
+        .filter(|operation| operation.expires_at_ms.is_some())
+        .map(|operation| &operation.key)
+        .collect();
+    ops.retain(|op| !expiring.contains(&op.key));
+    let must_be = world.clients.workload() == Workload::OneWriterPerKey;
+    let effort = match must_be {
+        true => EFFORT_DEFAULT,
+        false => COUNTING_EFFORT,
+    };
+    let verdict = linearizable::check(&ops, effort);
+    let name = match (&verdict, must_be) {
+        (Verdict::Linearizable, true) => "history of registers",
+        (Verdict::Linearizable, false) => "history linearizable",
+        (Verdict::NotLinearizable(_), _) => "history not linearizable",
+        (Verdict::Undecided { .. }, _) => "history undecided",
+    };
+    world.env.reached.count(name);
+    let detail = match verdict {
+        Verdict::Linearizable => return,
+        Verdict::NotLinearizable(counterexample) => counterexample.to_string(),
+        Verdict::Undecided { key } => format!("undecided for {key:?}: raise the effort"),
+    };
+    if must_be {
+        let invariant = "a key with one writer is an atomic register";
+        world.env.violated(invariant, detail);
+    } else {
+        world.env.line(|| format!("as it may be: {detail}"));
     }
 }
 
@@ -348,6 +408,22 @@ fn sweep(world: &mut World) {
     }
     if let Some(difference) = difference {
         world.env.violated("replicas converge", difference);
+    }
+}
+
+/// Walks through and counts all partitions, through each node.
+fn census(world: &mut World) {
+    for node in 0..world.machines.len() {
+        if !world.env.violations.is_empty() {
+            return;
+        }
+        world
+            .env
+            .line(|| format!("all partitions are counted through node {}", node + 1));
+        world.clients.census(node, &mut world.env);
+        bounded(world, SWEEP_NS_MAX, "a healthy cluster answers", |world| {
+            !world.clients.is_sweeping()
+        });
     }
 }
 

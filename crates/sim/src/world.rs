@@ -7,7 +7,7 @@
 use mds_cluster::AdminRequest;
 use mds_types::ClusterConfig;
 
-use crate::client::Clients;
+use crate::client::{Clients, Workload};
 use crate::env::Env;
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
 use crate::faults::{FaultConfig, MILLISECOND_NS, SECOND_NS, Traffic};
@@ -38,6 +38,7 @@ impl World {
         random: &Random,
         nodes: usize,
         clients: usize,
+        workload: Workload,
         faults: FaultConfig,
         detail: Detail,
     ) -> World {
@@ -53,7 +54,7 @@ impl World {
             machines: (0..nodes)
                 .map(|node| Machine::new(node, nodes, random.clone()))
                 .collect(),
-            clients: Clients::new(random, nodes, clients, &config),
+            clients: Clients::new(random, nodes, clients, &config, workload),
             config,
             scheduled: 0,
         }

@@ -153,20 +153,15 @@ fn by_key(ops: &[Op]) -> BTreeMap<&Bytes, Vec<&Op>> {
     keys
 }
 
-/// A run's history for the checkers. The history does not say which client asked: `client_of` does,
-/// given the operation's number.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "runs are judged by the oracle so far")
-)]
-pub(crate) fn ops_of(history: &History, client_of: impl Fn(usize) -> u64) -> Vec<Op> {
+/// A run's history for the checkers: its operations on keys.
+pub(crate) fn ops_of(history: &History) -> Vec<Op> {
     let operations = history.operations.iter().enumerate();
     operations
-        .map(|(number, operation)| op_of(number, client_of(number), operation))
+        .map(|(number, operation)| op_of(number, operation))
         .collect()
 }
 
-fn op_of(number: usize, client: u64, operation: &Operation) -> Op {
+fn op_of(number: usize, operation: &Operation) -> Op {
     let (outcome, version, found) = match &operation.ending {
         Ending::Read { version, value } => (Outcome::Ok, *version, value.clone()),
         Ending::Written { version } => (Outcome::Ok, Some(*version), None),
@@ -182,7 +177,7 @@ fn op_of(number: usize, client: u64, operation: &Operation) -> Op {
     };
     Op {
         number,
-        client,
+        client: operation.client,
         key: operation.key.clone(),
         kind,
         version,
@@ -237,16 +232,20 @@ mod tests {
         let mut history = History::default();
         for (kind, ending, ..) in &cases {
             history.begin(Operation {
+                client: history.operations.len() as u64 + 100,
+                is_session: false,
                 key: Bytes::from_static(b"key"),
                 kind: kind.clone(),
+                expires_at_ms: None,
                 read_quorum: 2,
                 write_quorum: 2,
                 invoked_ns: 10,
                 returned_ns: Some(20),
+                is_clock_trusted: true,
                 ending: ending.clone(),
             });
         }
-        let ops = ops_of(&history, |number| number as u64 + 100);
+        let ops = ops_of(&history);
         for (number, (op, (_, _, kind, version, outcome))) in ops.iter().zip(&cases).enumerate() {
             let got = (op.number, op.client, &op.kind, op.version, op.outcome);
             assert_eq!(got, (number, number as u64 + 100, kind, *version, *outcome));

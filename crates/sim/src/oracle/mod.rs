@@ -5,13 +5,17 @@
 //! healed and come to rest ([`examine`]).
 
 mod acknowledged_is_durable;
+mod counts_are_true;
+mod expires_in_time;
 mod failed_means_nothing;
 mod monotonic_reads;
 mod nothing_invented;
 mod one_record_per_version;
 mod one_version_per_write;
+mod pages_are_true;
 mod regular_reads;
 mod replicas_converge;
+mod sessions_hold;
 mod stamps_grow;
 #[cfg(test)]
 mod tests_support;
@@ -19,7 +23,7 @@ mod versions_grow;
 
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply};
-use mds_types::Record;
+use mds_types::{ClusterConfig, Record, Version};
 
 use crate::history::History;
 use one_record_per_version::OneRecordPerVersion;
@@ -61,6 +65,16 @@ impl Watch {
             .or_else(|| self.writes.visible(node, record))
     }
 
+    /// What a version of a key names, if a replica ever showed it.
+    fn record(&self, key: &Bytes, version: Version) -> Option<&Record> {
+        self.records.record(key, version)
+    }
+
+    /// The records of a key that replicas have shown, from a version on.
+    fn records_from(&self, key: &Bytes, version: Version) -> impl Iterator<Item = &Record> {
+        self.records.from(key, version)
+    }
+
     /// A client repeats an operation in a way that may make it another write.
     pub(crate) fn repeated_as_another(&mut self, operation: usize) {
         self.writes.repeated_as_another(operation as u64);
@@ -90,9 +104,11 @@ impl Watch {
 pub(crate) fn examine(
     replicas: &[Vec<Record>],
     history: &History,
-    n: u8,
+    watch: &Watch,
+    config: &ClusterConfig,
     lost: impl Fn(&Bytes) -> usize,
 ) -> Vec<Broken> {
+    let n = config.replicas;
     let mut broken = Vec::new();
     broken.extend(acknowledged_is_durable::check(replicas, history, lost));
     broken.extend(nothing_invented::check(replicas, history));
@@ -100,5 +116,9 @@ pub(crate) fn examine(
     broken.extend(stamps_grow::check(history));
     broken.extend(regular_reads::check(history, n));
     broken.extend(monotonic_reads::check(history, n));
+    broken.extend(sessions_hold::check(history, config));
+    broken.extend(expires_in_time::check(history, watch));
+    broken.extend(pages_are_true::check(history, watch, config));
+    broken.extend(counts_are_true::check(replicas, history, config));
     broken
 }
