@@ -65,6 +65,18 @@ impl World {
                 self.env.network.slow_link(pair, by_ns);
                 self.env.after(for_ns, Event::Undo(Undo::SlowLink(pair)));
             }
+            Action::SlowConsumer { pair, for_ns } => {
+                self.env.counts.count("slow consumer");
+                self.env.line(|| {
+                    let (from, to) = (pair.0 + 1, pair.1 + 1);
+                    format!("node {to} does not read what node {from} sends it")
+                });
+                self.env.network.stop_reading(pair);
+                self.env
+                    .after(for_ns, Event::Undo(Undo::SlowConsumer(pair)));
+            }
+            Action::Move { node, down_ns } => self.move_node(node, down_ns),
+            Action::StartClone { node, for_ns } => self.start_clone(node, for_ns),
             Action::ResetStreams { one, other } => self.reset_streams(one, other),
             Action::Pause { node, for_ns } => self.pause(node, for_ns),
             Action::RetryStorm { for_ns } => {
@@ -218,6 +230,8 @@ impl World {
         match undo {
             Undo::Cut(traffic, pairs) => self.env.network.mend(traffic, &pairs),
             Undo::SlowLink(pair) => self.env.network.slow_link(pair, 0),
+            Undo::SlowConsumer(pair) => self.env.network.read_again(pair),
+            Undo::Clone => self.remove_clone(),
             Undo::SlowDisk(node) => self.env.network.slow_disk(node, 0),
             Undo::DiskFull(node) => self.machines[node].disk().set_capacity(None),
             Undo::ReadError(node) => self.machines[node].read_again(),
@@ -262,6 +276,46 @@ impl World {
         }
     }
 
+    /// The node goes down and comes back under another address.
+    fn move_node(&mut self, node: usize, down_ns: u64) {
+        let machine = &mut self.machines[node];
+        if machine.process.is_some() {
+            self.env.counts.count("address changed");
+            machine.kill(&mut self.env);
+            machine.change_address(&mut self.env);
+            machine.start_after(down_ns, &mut self.env);
+        }
+    }
+
+    /// A copy of an earlier start comes up beside the original, which the others know to be later.
+    fn start_clone(&mut self, node: usize, for_ns: u64) {
+        let spare = self.machines.spare();
+        // As with a copy in the original's place: who has forgotten what it acknowledged must not be
+        // able to take the only trace of that along.
+        if !self.machines[spare].is_bare()
+            || self.machines[node].origin != Origin::Itself
+            || !self.all_know_last_start(node)
+        {
+            return;
+        }
+        let Some(copy) = self.machines[node].take_old_copy() else {
+            return;
+        };
+        self.env.counts.count("clone started");
+        self.env
+            .line(|| format!("a copy of node {} starts beside it", node + 1));
+        self.machines[spare].take_in_copy(copy);
+        self.env.after(0, Event::Start { node: spare });
+        self.env.after(for_ns, Event::Undo(Undo::Clone));
+    }
+
+    fn remove_clone(&mut self) {
+        let spare = self.machines.spare();
+        if !self.machines[spare].is_bare() {
+            self.machines[spare].clear(&mut self.env);
+        }
+    }
+
     /// From now on the disk may be to blame when the node stops.
     fn is_sick(&mut self, node: usize, why: &str) {
         self.env.sick.insert(node);
@@ -297,6 +351,7 @@ impl World {
         self.env.line(|| "the world heals".to_owned());
         self.env.network.heal();
         self.env.drop_planned_faults();
+        self.remove_clone();
         self.clients.storm_until(0);
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];

@@ -56,6 +56,10 @@ pub(crate) enum Undo {
     Cut(Traffic, Vec<(usize, usize)>),
     /// A link is as fast as the others again.
     SlowLink((usize, usize)),
+    /// The second of these reads again what the first sends it.
+    SlowConsumer((usize, usize)),
+    /// The copy beside its original is removed.
+    Clone,
     /// A machine's disk is as fast as others again.
     SlowDisk(usize),
     /// Room on a machine's disk again.

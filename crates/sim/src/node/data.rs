@@ -17,7 +17,8 @@ use super::Process;
 use crate::env::Env;
 use crate::event::{Asker, ClientEvent, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
-use crate::network::{ConnId, SOCKET_BYTES, Side};
+use crate::network::{ConnId, Side};
+use crate::oracle::queues_are_bounded;
 
 /// What data connections are opened for, in the handshake.
 const CHANNEL_DATA: u8 = 1;
@@ -144,6 +145,10 @@ impl Process {
             return;
         }
         self.data.timer_ns = u64::MAX;
+        let stats = self.data.core.stats();
+        if let Some(broken) = queues_are_bounded::check(self.node, &stats) {
+            env.violated(broken.0, broken.1);
+        }
         self.data.core.on_timer(self.clock.at(env.now_ns));
         self.schedule_end_of_turn(env);
     }
@@ -309,13 +314,21 @@ impl Process {
             return;
         };
         let to = side.other();
+        let Some(ends) = env.network.conn(conn) else {
+            return;
+        };
+        let pair = (ends.end(side).node, ends.end(to).node);
+        let socket_bytes = env.network.socket_bytes(pair);
         let Some(flow) = env.network.conn(conn).map(|conn| conn.flow_to(to)) else {
             return;
         };
-        let room = SOCKET_BYTES.saturating_sub(flow.in_flight);
+        let room = socket_bytes.saturating_sub(flow.in_flight);
         let bytes = out.split_to(out.len().min(room)).freeze();
         flow.in_flight += bytes.len();
         flow.is_blocked = !out.is_empty();
+        if flow.is_blocked {
+            env.reached.count("writer waited for a full socket");
+        }
         if !bytes.is_empty() {
             env.write(conn, to, bytes);
         }

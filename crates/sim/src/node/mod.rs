@@ -10,12 +10,13 @@
 mod control;
 mod damage;
 mod data;
+mod machines;
 mod store;
 
 use std::sync::Arc;
 
 use mds_cluster::{Control, ControlConfig, GossipTiming, RaftTiming};
-use mds_node::core::{Core, CoreConfig};
+use mds_node::core::Core;
 use mds_storage::datadir::{self, DataDir};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::{Disk, FaultyDisk};
@@ -26,12 +27,16 @@ use crate::clock::Clock;
 use crate::env::Env;
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
+use crate::oracle::queues_are_bounded;
 use crate::random::Random;
 use control::ControlLane;
 use data::DataLane;
 use store::StoreLane;
 
+use damage::Rot;
+
 pub(crate) use control::ControlInput;
+pub(crate) use machines::Machines;
 
 /// How often the leader raises the epoch, milliseconds: several times in a run.
 const EPOCH_INTERVAL_MS: u64 = 3_000;
@@ -52,17 +57,10 @@ pub(crate) enum Origin {
     Itself,
     /// The former one was lost, after the cluster was born.
     Empty,
-    /// An old copy has taken its place.
+    /// An old copy has taken its place, or runs beside it.
     Copy,
 }
 
-/// A byte of a file that the disk has changed.
-#[derive(Clone, Debug)]
-pub(crate) struct Rot {
-    path: String,
-    offset: u64,
-    mask: u8,
-}
 
 /// A machine.
 pub(crate) struct Machine {
@@ -86,6 +84,10 @@ pub(crate) struct Machine {
     engine: MemoryEngine,
     random: Random,
     peers: Vec<String>,
+    /// How often its peer address has changed.
+    moves: u32,
+    /// It is the spare one, and no node's directory lies there.
+    is_bare: bool,
 }
 
 /// A running node.
@@ -102,9 +104,12 @@ pub(crate) struct Process {
     store: Option<StoreLane>,
 }
 
-/// The peer address of a machine.
-pub(crate) fn peer_addr(node: usize) -> String {
-    format!("node-{}:9100", node + 1)
+/// The peer address of a machine that has been moved so many times.
+pub(crate) fn peer_addr(node: usize, moves: u32) -> String {
+    match moves {
+        0 => format!("node-{}:9100", node + 1),
+        _ => format!("node-{}-moved-{moves}:9100", node + 1),
+    }
 }
 
 impl Machine {
@@ -125,12 +130,32 @@ impl Machine {
             disk: FaultyDisk::new(random.bits()),
             engine: MemoryEngine::new(),
             random,
-            peers: (0..nodes).map(peer_addr).collect(),
+            peers: (0..nodes).map(|node| peer_addr(node, 0)).collect(),
+            moves: 0,
+            is_bare: node >= nodes,
         }
     }
 
     pub(crate) fn disk(&self) -> &FaultyDisk {
         &self.disk
+    }
+
+    /// Whether there is nothing to start here.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.is_bare
+    }
+
+    /// Where others find the node.
+    pub(crate) fn peer_addr(&self) -> String {
+        peer_addr(self.node, self.moves)
+    }
+
+    /// From now on it is found elsewhere. The node must not run.
+    pub(crate) fn change_address(&mut self, env: &mut Env) {
+        env.machines.remove(&self.peer_addr());
+        self.moves += 1;
+        env.machines.insert(self.peer_addr(), self.node);
+        env.line(|| format!("node {} is at {} now", self.node + 1, self.peer_addr()));
     }
 
     /// This start of the node, if it runs.
@@ -193,12 +218,12 @@ impl Machine {
                 incarnation,
                 count,
                 (self.node, self.life),
-                self.origin,
+                self.is_true_to_its_past(),
                 env,
             )?),
             None => None,
         };
-        let mut core = Core::new(CoreConfig::default(), control.view().clone(), mark);
+        let mut core = Core::new(queues_are_bounded::limits(), control.view().clone(), mark);
         if let Some(store) = &store {
             core.on_store_open(store.hints_pending());
         }
@@ -219,7 +244,7 @@ impl Machine {
     fn control_config(&mut self) -> ControlConfig {
         let info = MemberInfo {
             name: format!("node-{}", self.node + 1),
-            peer_addr: peer_addr(self.node),
+            peer_addr: self.peer_addr(),
             resp_addr: String::new(),
             http_addr: String::new(),
             zone: String::new(),
@@ -248,6 +273,8 @@ impl Machine {
             }
             process.die(env);
         }
+        // A start on damaged files that got half-way: what it did to them is of no interest.
+        self.undo_rot();
         self.disk.crash();
     }
 
@@ -285,6 +312,12 @@ impl Machine {
         if is_known {
             self.known_life = self.life;
         }
+    }
+
+    /// Whether the directory has to hold all that the node has ever shown: not, if it is a copy, or if
+    /// a disk has changed what is in it.
+    fn is_true_to_its_past(&self) -> bool {
+        self.origin != Origin::Copy && self.rot.is_none()
     }
 
     /// Plans the next start.

@@ -50,7 +50,7 @@ impl StoreLane {
         incarnation: IncarnationId,
         partitions: u16,
         (node, life): (usize, u64),
-        origin: Origin,
+        is_true_to_its_past: bool,
         env: &mut Env,
     ) -> Result<StoreLane, String> {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -90,8 +90,8 @@ impl StoreLane {
                 records.len()
             )
         });
-        // An old copy shows what was; it may as long as nobody asks it.
-        if origin != Origin::Copy {
+        // An old copy shows what was; it may as long as nobody asks it. Damage is looked at elsewhere.
+        if is_true_to_its_past {
             for broken in env.watch.node_recovered(node, life, &records) {
                 env.violated(broken.0, broken.1);
             }
@@ -140,7 +140,7 @@ impl Process {
                 self.incarnation,
                 partitions,
                 name,
-                self.origin,
+                self.origin != Origin::Copy,
                 env,
             )
         });

@@ -13,6 +13,7 @@ mod nothing_invented;
 mod one_record_per_version;
 mod one_version_per_write;
 mod pages_are_true;
+pub(crate) mod queues_are_bounded;
 mod regular_reads;
 mod replicas_converge;
 mod sessions_hold;
@@ -31,6 +32,8 @@ use one_version_per_write::OneVersionPerWrite;
 use versions_grow::VersionsGrow;
 
 pub(crate) use replicas_converge::difference;
+/// Broken by a start that does not find what the replica had shown before.
+pub(crate) use versions_grow::INVARIANT as SHOWN_BEFORE;
 
 /// An invariant that was broken.
 #[derive(Clone, PartialEq, Eq, Debug)]
