@@ -27,6 +27,10 @@ pub(crate) struct Envelope {
     /// Where an answer finds the sender, should gossip not know it yet.
     pub(crate) reply_addr: String,
     pub(crate) to: NodeId,
+    /// The number of the receiver's start that the sender knows to be agreed on; 0 if none is. Whoever
+    /// neither has it nor remembers it runs on a copy of the receiver's directory, and must not answer
+    /// in its name: not even once, for an answer to Raft counts.
+    pub(crate) to_nonce: u64,
     pub(crate) body: Body,
 }
 
@@ -132,6 +136,7 @@ mod tests {
             from_nonce: 3,
             reply_addr: "host:1".to_owned(),
             to: NodeId(4),
+            to_nonce: 5,
             body: Body::Invited {
                 cluster: ClusterId(7),
             },

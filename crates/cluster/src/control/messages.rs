@@ -14,7 +14,7 @@ use super::Control;
 use super::lead::propose;
 use crate::raft::{RaftRpc, Sender, answer};
 use crate::rt::Rt;
-use crate::state::Command;
+use crate::state::{Command, start_number_used};
 use crate::wire::{Body, Envelope};
 
 /// Questions of others that are being answered at a time; more are dropped, and asked again.
@@ -45,6 +45,9 @@ impl Control {
             }
         };
         let (from, cluster) = (envelope.from, envelope.cluster);
+        if cluster == self.cluster() && !self.remembers_start(envelope.to_nonce) {
+            return self.refuse(start_number_used(self.boot));
+        }
         match envelope.body {
             // These two are how nodes find out that they are of different clusters.
             Body::Invite { plan } => self.on_invite(from, envelope.reply_addr, cluster, plan),
@@ -101,6 +104,12 @@ impl Control {
                 self.exec.enter(|| outbox.answered(from, start, id, reply));
             }
         }
+    }
+
+    /// Whether a start of this node that somebody knows to be agreed on is this one, or one that its
+    /// directory remembers. If not, the directory is a copy that was taken before that start.
+    fn remembers_start(&self, nonce: u64) -> bool {
+        nonce == 0 || nonce == self.nonce || self.earlier_starts.contains(&nonce)
     }
 
     /// Whether this start of `from` is known to be over.
@@ -174,6 +183,7 @@ impl Control {
     }
 
     fn envelope(&self, to: NodeId, body: Body) -> Option<Bytes> {
+        let agreed = self.with_state(|state| state.members.get(&to).map(|m| m.boot_nonce));
         let envelope = Envelope {
             cluster: self.cluster(),
             from: self.me,
@@ -181,6 +191,7 @@ impl Control {
             from_nonce: self.nonce,
             reply_addr: self.config.info.peer_addr.clone(),
             to,
+            to_nonce: agreed.flatten().unwrap_or(0),
             body,
         };
         match envelope.encode() {
@@ -192,14 +203,14 @@ impl Control {
         }
     }
 
-    /// How to reach a node: as gossip says, else Raft, else the plan.
+    /// How to reach a node: as gossip says of who is alive, else Raft, else gossip all the same, else the
+    /// plan. Of a node that gossip holds for dead it may know the address of a refused copy only.
     fn address(&self, node: NodeId) -> Option<String> {
-        let by_gossip = self
-            .gossip
-            .peers()
-            .get(&node)
-            .map(|peer| peer.id.info.peer_addr.clone());
+        let peer = self.gossip.peers().get(&node);
+        let by_gossip = peer.map(|peer| peer.id.info.peer_addr.clone());
         by_gossip
+            .clone()
+            .filter(|_| peer.is_some_and(|peer| peer.alive))
             .or_else(|| {
                 let known = self.with_state(|state| {
                     state
@@ -209,6 +220,7 @@ impl Control {
                 });
                 known.flatten()
             })
+            .or(by_gossip)
             .or_else(|| self.plan.as_ref()?.peer_addr(node).map(str::to_owned))
             .filter(|addr| !addr.is_empty())
     }

@@ -16,7 +16,11 @@
 //!
 //! 1. A node of another cluster is never a peer: its datagrams are dropped, and news about it in
 //!    others' datagrams are cut out. A node of no cluster yet is a peer to everybody.
-//! 2. The order of timers is (deadline, kind, age): two timers of one instant fire in the order
+//! 2. Of two starts of one directory others believe the one with the greater number, and have no way to
+//!    know which is the copy. So a copy that is refused would keep its original out for as long as the
+//!    dead are remembered. The original therefore **outbids** it, once the cluster has told it that it
+//!    is the right one.
+//! 3. The order of timers is (deadline, kind, age): two timers of one instant fire in the order
 //!    that foca asks for.
 
 mod identity;
@@ -90,6 +94,8 @@ pub(crate) struct Gossip {
     left: bool,
     /// A sign that another start of this node's directory is about.
     double: bool,
+    /// The greatest start number under which another start of it was seen.
+    rival_boot: u64,
     warned: BTreeSet<ClusterId>,
     effects: Effects,
 }
@@ -226,6 +232,7 @@ impl Gossip {
             next_seed: 0,
             left: false,
             double: false,
+            rival_boot: 0,
             warned: BTreeSet::new(),
             effects: Effects {
                 now_ns,
@@ -335,7 +342,31 @@ impl Gossip {
             && (id.boot > me.boot || (id.boot == me.boot && id.info.peer_addr != me.info.peer_addr))
         {
             self.double = true;
+            self.rival_boot = self.rival_boot.max(id.boot);
         }
+    }
+
+    /// The start number that this node has to claim to be believed, if it is not its present one.
+    pub(crate) fn outbidding_boot(&self) -> Option<u64> {
+        let claimed = self.foca.identity().boot;
+        let outbids = self.rival_boot.checked_add(1)?;
+        (self.rival_boot >= claimed).then_some(outbids)
+    }
+
+    /// Claims a greater start number than it has. For a node that the cluster has confirmed, and whose
+    /// directory has counted so far.
+    pub(crate) fn outbid(&mut self, now_ns: u64, boot: u64) {
+        self.effects.now_ns = now_ns;
+        let id = Id {
+            boot,
+            generation: 0,
+            ..self.foca.identity().clone()
+        };
+        tracing::warn!(boot, "a copy of this node's data directory was started: outbidding it");
+        if let Err(error) = self.foca.change_identity(id, &mut self.effects) {
+            tracing::warn!(%error, "gossip could not outbid a copy of this node");
+        }
+        self.effects.revision += 1;
     }
 
     /// Whether a sign of a copied directory has been seen since the last call.

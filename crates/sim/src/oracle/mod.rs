@@ -113,7 +113,7 @@ pub(crate) fn examine(
 ) -> Vec<Broken> {
     let n = config.replicas;
     let mut broken = Vec::new();
-    broken.extend(acknowledged_is_durable::check(replicas, history, lost));
+    broken.extend(acknowledged_is_durable::check(replicas, history, &lost));
     broken.extend(nothing_invented::check(replicas, history));
     broken.extend(failed_means_nothing::check(replicas, history));
     broken.extend(stamps_grow::check(history));
@@ -121,7 +121,7 @@ pub(crate) fn examine(
     broken.extend(monotonic_reads::check(history, n));
     broken.extend(sessions_hold::check(history, config));
     broken.extend(expires_in_time::check(history, watch));
-    broken.extend(pages_are_true::check(history, watch, config));
+    broken.extend(pages_are_true::check(history, watch, config, lost));
     broken.extend(counts_are_true::check(replicas, history, config));
     broken
 }

@@ -19,7 +19,19 @@ use crate::history::{Ending, History, Operation, Page};
 
 const INVARIANT: &str = "a page shows what reads of its keys would have found";
 
-pub(super) fn check(history: &History, watch: &Watch, config: &ClusterConfig) -> Vec<Broken> {
+/// `lost` says how many of a key's replicas have lost their disks.
+pub(super) fn check(
+    history: &History,
+    watch: &Watch,
+    config: &ClusterConfig,
+    lost: impl Fn(&Bytes) -> usize,
+) -> Vec<Broken> {
+    let n = config.replicas;
+    // At rest any page is as good as one of all replicas that are left.
+    let quorum = |page: &Page, key: &Bytes| match page.is_at_rest {
+        true => n - lost(key) as u8,
+        false => page.read_quorum,
+    };
     let mut by_partition: BTreeMap<PartitionId, BTreeMap<&Bytes, Vec<&Operation>>> = BTreeMap::new();
     for operation in &history.operations {
         let partition = partition_of(&operation.key, config.partition_count);
@@ -32,7 +44,7 @@ pub(super) fn check(history: &History, watch: &Watch, config: &ClusterConfig) ->
         let keys = by_partition.get(&PartitionId(page.partition)).unwrap_or(&none);
         let shown = shape(page, config)
             .and_then(|()| shown_is_true(page, watch))
-            .and_then(|()| nothing_is_missed(page, keys, watch, config.replicas));
+            .and_then(|()| nothing_is_missed(page, keys, watch, n, &quorum));
         if let Err(what) = shown {
             let (partition, after, r) = (page.partition, &page.after, page.read_quorum);
             let at_ns = page.invoked_ns;
@@ -93,6 +105,7 @@ fn nothing_is_missed(
     keys: &BTreeMap<&Bytes, Vec<&Operation>>,
     watch: &Watch,
     n: u8,
+    quorum: &impl Fn(&Page, &Bytes) -> u8,
 ) -> Result<(), String> {
     let shown: BTreeMap<&Bytes, Version> = page
         .records
@@ -104,7 +117,9 @@ fn nothing_is_missed(
             && page.next.as_ref().is_none_or(|next| key <= next)
     };
     for (&key, operations) in keys.iter().filter(|(key, _)| is_in_stretch(key)) {
-        let bound = operations.iter().filter_map(|op| settled_before(op, page, n));
+        let r = quorum(page, key);
+        let settled = |op: &&Operation| settled_before(op, page.invoked_ns, r, n);
+        let bound = operations.iter().filter_map(settled);
         let Some(bound) = bound.max() else { continue };
         match shown.get(key) {
             Some(version) if *version >= bound => {}
@@ -129,8 +144,7 @@ fn is_expiring(record: &mds_types::Record) -> bool {
 
 /// The version that so many replicas are known to have held before the page was asked for that its
 /// quorum meets them: of an acknowledged write, or of a read that was repaired.
-fn settled_before(operation: &Operation, page: &Page, n: u8) -> Option<Version> {
-    let r = if page.is_at_rest { n } else { page.read_quorum };
+fn settled_before(operation: &Operation, asked_ns: u64, r: u8, n: u8) -> Option<Version> {
     let (version, holders) = match operation.ending {
         Ending::Written { version } => (version, operation.write_quorum),
         Ending::Read { version, .. } => {
@@ -138,7 +152,7 @@ fn settled_before(operation: &Operation, page: &Page, n: u8) -> Option<Version> 
         }
         _ => return None,
     };
-    let is_before = operation.returned_ns? < page.invoked_ns;
+    let is_before = operation.returned_ns? < asked_ns;
     (is_before && holders + r > n).then_some(version)
 }
 
@@ -185,7 +199,7 @@ mod tests {
             records: records.to_vec(),
             next: next.map(key),
         });
-        !check(&history, &watch, &config()).is_empty()
+        !check(&history, &watch, &config(), |_| 0).is_empty()
     }
 
     #[test]
