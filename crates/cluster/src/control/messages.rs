@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use mds_types::NodeId;
+use mds_types::mutation::{Mutation, is_on};
 use openraft_rt::AsyncRuntime;
 
 use super::Control;
 use super::lead::propose;
+use crate::exec::lock;
 use crate::raft::{RaftRpc, Sender, answer};
 use crate::rt::Rt;
-use crate::state::{Command, start_number_used};
+use crate::state::{Command, follows, start_number_used};
 use crate::wire::{Body, Envelope};
 
 /// Questions of others that are being answered at a time; more are dropped, and asked again.
@@ -109,7 +111,8 @@ impl Control {
     /// Whether a start of this node that somebody knows to be agreed on is this one, or one that its
     /// directory remembers. If not, the directory is a copy that was taken before that start.
     fn remembers_start(&self, nonce: u64) -> bool {
-        nonce == 0 || nonce == self.nonce || self.earlier_starts.contains(&nonce)
+        let remembers = nonce == self.nonce || self.earlier_starts.contains(&nonce);
+        nonce == 0 || remembers || is_on(Mutation::CopyAccepted)
     }
 
     /// Whether this start of `from` is known to be over.
@@ -183,7 +186,6 @@ impl Control {
     }
 
     fn envelope(&self, to: NodeId, body: Body) -> Option<Bytes> {
-        let agreed = self.with_state(|state| state.members.get(&to).map(|m| m.boot_nonce));
         let envelope = Envelope {
             cluster: self.cluster(),
             from: self.me,
@@ -191,7 +193,7 @@ impl Control {
             from_nonce: self.nonce,
             reply_addr: self.config.info.peer_addr.clone(),
             to,
-            to_nonce: agreed.flatten().unwrap_or(0),
+            to_nonce: self.agreed_start(to),
             body,
         };
         match envelope.encode() {
@@ -201,6 +203,28 @@ impl Control {
                 None
             }
         }
+    }
+
+    /// The number of a node's start that is agreed on, as far as this node's log says; 0 if none is. What
+    /// is in the log counts before it is applied: after a restart a leader has applied little, and all
+    /// that was ever agreed on is in its log.
+    fn agreed_start(&self, node: NodeId) -> u64 {
+        let Some(parts) = &self.raft else { return 0 };
+        let (known, applied) = {
+            let applied = lock(&parts.applied);
+            let member = applied.state.members.get(&node);
+            (
+                member.map(|member| (member.boot, member.boot_nonce)),
+                applied.last.as_ref().map_or(0, |last| last.index),
+            )
+        };
+        let (mut boot, mut nonce) = known.unwrap_or_default();
+        for (next, drawn, earlier) in parts.log.starts_after(applied, node) {
+            if follows(boot, nonce, next, &earlier) {
+                (boot, nonce) = (next, drawn);
+            }
+        }
+        nonce
     }
 
     /// How to reach a node: as gossip says of who is alive, else Raft, else gossip all the same, else the

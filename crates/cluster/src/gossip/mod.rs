@@ -53,6 +53,13 @@ const OUT_DATAGRAMS_MAX: usize = 4096;
 /// Foreign clusters that are remembered as warned about.
 const WARNED_CLUSTERS_MAX: usize = 64;
 
+/// Who comes back under a new generation is believed at once. One that is held for dead again and again,
+/// so many times, is up against a greater start number.
+const REJOINS_SUSPICIOUS: u32 = 8;
+
+/// Guesses at a rival's start number grow until after so many of them.
+const OUTBIDS_DOUBLED_MAX: u32 = 16;
+
 /// With company, a seed is knocked at this many times less often than without.
 const SEED_SLOWDOWN: u64 = 10;
 
@@ -96,6 +103,8 @@ pub(crate) struct Gossip {
     double: bool,
     /// The greatest start number under which another start of it was seen.
     rival_boot: u64,
+    /// How often this node has outbid others.
+    outbids: u32,
     warned: BTreeSet<ClusterId>,
     effects: Effects,
 }
@@ -111,6 +120,8 @@ struct Effects {
     counters: GossipCounters,
     /// Grows when `peers` changes.
     revision: u64,
+    /// How often this node was held for dead and came back, since it last claimed a start number.
+    rejoins: u32,
 }
 
 impl Effects {
@@ -160,6 +171,7 @@ impl Runtime<Id> for &mut Effects {
                 self.put_peer(new, alive);
             }
             Notification::Rejoin(id) => {
+                self.rejoins = self.rejoins.saturating_add(1);
                 tracing::info!(generation = id.generation, "others held this node for dead");
             }
             Notification::Active | Notification::Idle | Notification::Defunct => {}
@@ -233,6 +245,7 @@ impl Gossip {
             left: false,
             double: false,
             rival_boot: 0,
+            outbids: 0,
             warned: BTreeSet::new(),
             effects: Effects {
                 now_ns,
@@ -357,6 +370,8 @@ impl Gossip {
     /// directory has counted so far.
     pub(crate) fn outbid(&mut self, now_ns: u64, boot: u64) {
         self.effects.now_ns = now_ns;
+        self.effects.rejoins = 0;
+        self.outbids = self.outbids.saturating_add(1);
         let id = Id {
             boot,
             generation: 0,
@@ -371,6 +386,15 @@ impl Gossip {
 
     /// Whether a sign of a copied directory has been seen since the last call.
     pub(crate) fn saw_double(&mut self) -> bool {
+        if self.effects.rejoins >= REJOINS_SUSPICIOUS {
+            // Nobody tells a node that is held for dead what it is up against: each guess goes twice as
+            // far beyond its own number as the one before.
+            self.effects.rejoins = 0;
+            let further = (1_u64 << self.outbids.min(OUTBIDS_DOUBLED_MAX)) - 1;
+            let guess = self.foca.identity().boot.saturating_add(further);
+            self.rival_boot = self.rival_boot.max(guess);
+            self.double = true;
+        }
         std::mem::take(&mut self.double)
     }
 
