@@ -49,7 +49,7 @@ impl World {
             } => {
                 self.env.counts.count(name);
                 self.env
-                    .line(|| format!("{name}: {traffic:?} between {pairs:?}, from 0"));
+                    .line(|| format!("{name}: {traffic:?} is cut, {}", arrows(&pairs)));
                 self.env.network.cut(traffic, &pairs);
                 self.env
                     .after(for_ns, Event::Undo(Undo::Cut(traffic, pairs)));
@@ -61,7 +61,7 @@ impl World {
             } => {
                 self.env.counts.count("slow link");
                 self.env
-                    .line(|| format!("the link {pair:?}, from 0, is slow"));
+                    .line(|| format!("the link {} is slow", arrows(&[pair])));
                 self.env.network.slow_link(pair, by_ns);
                 self.env.after(for_ns, Event::Undo(Undo::SlowLink(pair)));
             }
@@ -226,7 +226,7 @@ impl World {
 
     /// The end of a large fault.
     pub(crate) fn undo(&mut self, undo: Undo) {
-        self.env.line(|| format!("over: {undo:?}, from 0"));
+        self.env.line(|| format!("over: {}", over(&undo)));
         match undo {
             Undo::Cut(traffic, pairs) => self.env.network.mend(traffic, &pairs),
             Undo::SlowLink(pair) => self.env.network.slow_link(pair, 0),
@@ -376,5 +376,27 @@ impl World {
             .filter(|(_, machine)| machine.origin != Origin::Itself)
             .map(|(node, _)| node)
             .collect()
+    }
+}
+
+/// Ordered pairs of nodes, for people.
+fn arrows(pairs: &[(usize, usize)]) -> String {
+    let arrow = |&(from, to): &(usize, usize)| format!("{} -> {}", from + 1, to + 1);
+    let arrows: Vec<String> = pairs.iter().map(arrow).collect();
+    format!("nodes {}", arrows.join(", "))
+}
+
+/// What is over, for people.
+fn over(undo: &Undo) -> String {
+    let of = |what: &str, node: &usize| format!("{what} of node {}", node + 1);
+    match undo {
+        Undo::Cut(traffic, pairs) => format!("{traffic:?} flows again, {}", arrows(pairs)),
+        Undo::SlowLink(pair) => format!("the slow link, {}", arrows(&[*pair])),
+        Undo::SlowConsumer(pair) => format!("not reading, {}", arrows(&[*pair])),
+        Undo::Clone => "the copy beside its original is removed".to_owned(),
+        Undo::SlowDisk(node) => of("the slow disk", node),
+        Undo::DiskFull(node) => of("the full disk", node),
+        Undo::ReadError(node) => of("the read errors", node),
+        Undo::Clock(node) => of("the wrong clock", node),
     }
 }

@@ -36,6 +36,17 @@ pub(crate) enum Kind {
     Delete,
 }
 
+impl Kind {
+    /// In one word, for people.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Kind::Get => "get",
+            Kind::Put { .. } => "put",
+            Kind::Delete => "delete",
+        }
+    }
+}
+
 /// What the client knows in the end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Ending {

@@ -32,6 +32,9 @@ enum Command {
     Replay {
         /// The seed.
         seed: u64,
+        /// What nodes say to each other on data connections, too.
+        #[arg(long)]
+        messages: bool,
         /// Every single event, too.
         #[arg(long)]
         events: bool,
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Mutations { seeds, start } => run_mutations(start, seeds),
         Command::Replay {
             seed,
+            messages,
             events,
             shrink,
             logs,
@@ -76,10 +80,10 @@ fn main() -> ExitCode {
                     .without_time()
                     .init();
             }
-            let detail = if events {
-                Detail::Everything
-            } else {
-                Detail::Whole
+            let detail = match (events, messages) {
+                (true, _) => Detail::Everything,
+                (false, true) => Detail::Messages,
+                (false, false) => Detail::Whole,
             };
             let settings = Settings {
                 detail,

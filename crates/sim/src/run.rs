@@ -19,7 +19,9 @@ use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
 use crate::checkers::ops_of;
 use crate::client::Workload;
 use crate::event::Event;
-use crate::faults::{Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, draw_schedule};
+use crate::faults::{
+    Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
+};
 use crate::node::Process;
 use crate::oracle::{self, Violation};
 use crate::random::Random;
@@ -63,6 +65,13 @@ pub struct Settings {
     pub workload: Option<Workload>,
     /// How long the faults last, nanoseconds of simulated time.
     pub faults_ns: u64,
+    /// Large faults, written by hand, counted from the moment when the clients begin. None: drawn from
+    /// the seed.
+    pub schedule: Option<Schedule>,
+    /// Rates of small faults. None: drawn from the seed.
+    pub faults: Option<FaultConfig>,
+    /// Machines may lose their power while the cluster is born.
+    pub is_birth_hard: bool,
     /// Which large faults of the schedule happen, by their number. None: all.
     pub keep: Option<BTreeSet<usize>>,
     /// How much of the run is written down.
@@ -76,6 +85,9 @@ impl Default for Settings {
             clients: 5,
             workload: None,
             faults_ns: 12 * SECOND_NS,
+            schedule: None,
+            faults: None,
+            is_birth_hard: true,
             keep: None,
             detail: Detail::Recent,
         }
@@ -157,7 +169,8 @@ fn count_panics() {
 
 fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
-    let faults = FaultConfig::draw(&mut random.part("rates", 0));
+    let drawn_faults = FaultConfig::draw(&mut random.part("rates", 0));
+    let faults = settings.faults.clone().unwrap_or(drawn_faults);
     // Five: more than replicas, so that no node holds everything.
     let drawn = match random.part("nodes", 0).below(4) {
         0 => 5,
@@ -178,7 +191,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
     if world.machines.len() > usize::from(world.config.replicas) {
         world.env.reached.count("more nodes than replicas");
     }
-    if birth(&mut world, &random) {
+    if birth(&mut world, &random, settings.is_birth_hard) {
         suffer(&mut world, &random, settings);
     }
     if world.env.violations.is_empty() {
@@ -188,7 +201,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
 }
 
 /// Starts the nodes and forms the cluster.
-fn birth(world: &mut World, random: &Random) -> bool {
+fn birth(world: &mut World, random: &Random, is_hard: bool) -> bool {
     let mut random = random.part("birth", 0);
     for node in 0..world.machines.len() {
         world
@@ -197,7 +210,7 @@ fn birth(world: &mut World, random: &Random) -> bool {
     }
     // Some machines lose their power in the middle of it.
     for node in 0..world.machines.len() {
-        if random.below(BIRTH_CRASH_ONE_IN) == 0 {
+        if is_hard && random.below(BIRTH_CRASH_ONE_IN) == 0 {
             let down_ns = random.between(50 * MILLISECOND_NS, SECOND_NS);
             let operations = random.below(80);
             world.env.counts.count("power lost during birth");
@@ -252,7 +265,8 @@ fn suffer(world: &mut World, random: &Random, settings: &Settings) {
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
-    let schedule = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    let drawn = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    let schedule = settings.schedule.clone().unwrap_or(drawn);
     world.scheduled = schedule.len();
     for (number, (after_ns, action)) in schedule.into_iter().enumerate() {
         let is_kept = settings.keep.as_ref();

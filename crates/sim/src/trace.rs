@@ -18,6 +18,8 @@ pub enum Detail {
     Recent,
     /// All of them, in memory.
     Whole,
+    /// What nodes say to each other on data connections besides.
+    Messages,
     /// Every single event besides.
     Everything,
 }
@@ -57,6 +59,11 @@ impl Trace {
                 format!("  . {kind} {place} ({length} bytes, {digest:08x})")
             });
         }
+    }
+
+    /// Whether so much is written down.
+    pub(crate) fn has(&self, detail: Detail) -> bool {
+        self.detail >= detail
     }
 
     /// Writes a line for people.

@@ -377,7 +377,10 @@ impl Gossip {
             generation: 0,
             ..self.foca.identity().clone()
         };
-        tracing::warn!(boot, "a copy of this node's data directory was started: outbidding it");
+        tracing::warn!(
+            boot,
+            "a copy of this node's data directory was started: outbidding it"
+        );
         if let Err(error) = self.foca.change_identity(id, &mut self.effects) {
             tracing::warn!(%error, "gossip could not outbid a copy of this node");
         }

@@ -71,7 +71,7 @@ impl Coordinator {
 struct Store {
     replicas: [Option<Record>; N as usize],
     /// Everything that a replica ever showed.
-    shown: Vec<Record>,
+    shown: Vec<(usize, Record)>,
     history: History,
     now_ns: u64,
 }
@@ -115,11 +115,11 @@ impl Store {
     }
 
     fn merge(&mut self, record: &Record, to: &[usize]) {
-        self.shown.push(record.clone());
         for &index in to {
             let held = &mut self.replicas[index];
             if held.as_ref().is_none_or(|held| record.supersedes(held)) {
                 *held = Some(record.clone());
+                self.shown.push((index, record.clone()));
             }
         }
     }
@@ -151,8 +151,8 @@ impl Store {
             .map(|held| held.iter().cloned().collect());
         let replicas: Vec<Vec<Record>> = replicas.collect();
         let mut watch = oracle::Watch::default();
-        for record in &self.shown {
-            assert_eq!(watch.visible(0, record), None);
+        for (node, record) in &self.shown {
+            assert_eq!(watch.visible(*node, record), None);
         }
         let config = ClusterConfig::default();
         assert_eq!(config.replicas, N);

@@ -4,16 +4,25 @@
 //! A checker here sees only what a client of any database could see, so that it can also judge a
 //! history of real processes. All of them are pure functions over [`Op`]s.
 //!
-//! One row of promises, one checker:
+//! One row of promises, one checker. Those in the oracle need more than clients see: the replicas, or
+//! the quorums of each request.
 //!
 //! | Setting | What is promised | Checked by |
 //! |---|---|---|
-//! | R + W <= N, with a token | a session reads its own writes, and its writes come later than all it saw | [`session`] |
-//! | R + W > N | regularity in version order | the oracle, `regular_reads`: it knows R and W of each request |
-//! | R + W > N, blocking repair | monotonic quorum reads for everybody | the oracle, `monotonic_reads`, likewise |
+//! | any | no invented values; what failed was not done | the oracle: `nothing_invented`, `failed_means_nothing` |
+//! | any | a replica's version of a key only grows; a version names one record, a write has one version | the oracle, at every step: `versions_grow`, `one_record_per_version`, `one_version_per_write` |
+//! | any | replicas become equal, tombstones included | the oracle: `replicas_converge` |
+//! | any | an acknowledged write survives the loss of W - 1 disks | the oracle: `acknowledged_is_durable`; with k disks lost for good, W - k copies are left |
+//! | R + W <= N, with a token | a session reads its own writes, and its writes come later than all it saw | [`session`], on every run: `sessions_hold` |
+//! | R + W > N | regularity in version order | the oracle: `regular_reads` |
+//! | R + W > N, blocking repair | monotonic quorum reads for everybody | the oracle: `monotonic_reads` |
+//! | the same, one writer per key that knows what it wrote | an atomic register | [`linearizable`], on the runs of that workload |
 //! | a stamp from a quorum, or consensus | a linearizable register | [`linearizable`] |
+//! | scans and counts | per key what a read would have found; no snapshot | the oracle: `pages_are_true`, `counts_are_true` |
+//! | expiry | per key, once, within the clocks' error | the oracle: `expires_in_time` |
 //!
-//! Last write wins by the coordinators' clocks, so the last row is *not* promised; that this is no
+//! Last write wins by the coordinators' clocks, so a linearizable register for several writers is *not*
+//! promised, and every run of the free workload counts what its history came to; that this is no
 //! mere caution is shown in `expected_failure`. The linearizability checker is itself checked against
 //! a naive one, `independent`, on thousands of small histories.
 

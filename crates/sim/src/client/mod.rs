@@ -107,6 +107,19 @@ enum Heard {
     Wrong(String),
 }
 
+impl Heard {
+    /// What a person wants to read of an answer that settles nothing.
+    fn bad_news(&self) -> Option<String> {
+        match self {
+            Heard::Refused => Some("was refused, nothing was done".to_owned()),
+            Heard::Unknown(Some(stamp)) => Some(format!("may be done, under {}", stamp.version)),
+            Heard::Unknown(None) => Some("has no answer: it may be done".to_owned()),
+            Heard::Wrong(what) => Some(format!("is wrong: {what}")),
+            Heard::Ended(_) | Heard::Page(..) | Heard::Count(_) => None,
+        }
+    }
+}
+
 /// All clients and what they heard.
 pub(crate) struct Clients {
     clients: Vec<Client>,
@@ -283,7 +296,21 @@ impl Clients {
             stamp: attempt.stamp.filter(|_| !is_read),
             request_id: (!is_read && !client.is_careless).then_some(attempt.operation as u128),
         };
-        let (node, number) = (attempt.node, attempt.number);
+        let (node, number, tries) = (attempt.node, attempt.number, attempt.tries);
+        env.line(|| {
+            let (what, key) = (operation.kind.name(), operation.key.escape_ascii());
+            let quorums = (operation.read_quorum, operation.write_quorum);
+            let again = match (tries, attempt.stamp.is_some() && !is_read) {
+                (1, _) => String::new(),
+                (_, true) => format!(", try {tries}, by its token"),
+                (_, false) => format!(", try {tries}"),
+            };
+            let (number, node) = (attempt.operation, node + 1);
+            let (r, w) = quorums;
+            format!(
+                "client {index} -> node {node}: #{number} {what} {key}, R = {r}, W = {w}{again}"
+            )
+        });
         self.ask(index, node, number, Request { op, options }, env);
     }
 
@@ -314,6 +341,10 @@ impl Clients {
         let Some(mut attempt) = client.current.take() else {
             return;
         };
+        if let Some(why) = heard.bad_news() {
+            let (number, node) = (attempt.operation, attempt.node + 1);
+            env.line(|| format!("client {index} <- node {node}: #{number} {why}"));
+        }
         let is_read = self.history.operations[attempt.operation].kind == Kind::Get;
         let is_storm = env.now_ns < self.storm_until_ns;
         let attempts_max = if is_storm {
@@ -399,11 +430,7 @@ impl Clients {
         env.trace.line(env.now_ns, || {
             let operation = &self.history.operations[attempt.operation];
             let key = String::from_utf8_lossy(&operation.key).into_owned();
-            let what = match &operation.kind {
-                Kind::Get => "get",
-                Kind::Put { .. } => "put",
-                Kind::Delete => "delete",
-            };
+            let what = operation.kind.name();
             let how = match &ending {
                 Ending::Read {
                     version: Some(version),
@@ -418,7 +445,7 @@ impl Clients {
                 other => format!("{other:?}"),
             };
             let (number, node) = (attempt.operation, attempt.node + 1);
-            format!("client {index} #{number} {what} {key} through node {node}: {how}")
+            format!("client {index} <- node {node}: #{number} {what} {key}: {how}")
         });
         if ending == Ending::Unknown {
             env.reached.count("write ended unknown");

@@ -168,7 +168,9 @@ impl Clients {
             (Heard::Count(count), Question::Count) => {
                 env.line(|| {
                     let (partition, node) = (walk.partition, walk.node + 1);
-                    format!("client {index} counts partition {partition} through node {node}: {count}")
+                    format!(
+                        "client {index} counts partition {partition} through node {node}: {count}"
+                    )
                 });
                 self.history.counts.push(Count {
                     partition: walk.partition,

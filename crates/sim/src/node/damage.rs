@@ -83,7 +83,6 @@ impl Kind {
     fn may_refuse(self) -> bool {
         self != Kind::Hint
     }
-
 }
 
 /// A bit of a file that the disk has changed.
@@ -102,7 +101,9 @@ impl Rot {
     fn may_be_cut(&self) -> bool {
         let files = self.backup.0.files();
         let segments = files.iter().map(|(path, _)| path);
-        let newest = segments.filter(|path| Kind::of(path) == Some(Kind::DataLog)).max();
+        let newest = segments
+            .filter(|path| Kind::of(path) == Some(Kind::DataLog))
+            .max();
         newest == Some(&self.path)
     }
 }
@@ -115,7 +116,8 @@ impl Machine {
         }
         let files = self.disk.files();
         let of_kind = |kind| {
-            let is_it = move |(path, length): &&(String, u64)| *length > 0 && Kind::of(path) == Some(kind);
+            let is_it =
+                move |(path, length): &&(String, u64)| *length > 0 && Kind::of(path) == Some(kind);
             files.iter().filter(is_it).collect::<Vec<_>>()
         };
         // As often one kind as another, of those that there are.

@@ -11,6 +11,7 @@ use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
 use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
 use mds_node::core::{Core, Direction, LinkId};
 use mds_node::store_io::read;
+use mds_node::wire::{Message, Status, decode, next_frame};
 use mds_types::{ClusterConfig, NodeId};
 
 use super::Process;
@@ -19,6 +20,7 @@ use crate::event::{Asker, ClientEvent, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
 use crate::network::{ConnId, Side};
 use crate::oracle::queues_are_bounded;
+use crate::trace::Detail;
 
 /// What data connections are opened for, in the handshake.
 const CHANNEL_DATA: u8 = 1;
@@ -282,6 +284,13 @@ impl Process {
             return;
         };
         input.extend_from_slice(bytes);
+        if env.trace.has(Detail::Messages) {
+            let from = env
+                .network
+                .conn(conn)
+                .map(|conn| conn.end(side.other()).node);
+            say_messages(from.unwrap_or_default(), self.node, input, env);
+        }
         let now = self.clock.at(env.now_ns);
         if let Err(error) = self.data.core.on_link_bytes(now, *link, input) {
             env.violated("what a node sends, a node understands", error.to_string());
@@ -346,4 +355,37 @@ impl Process {
     pub(crate) fn usable_peers(&self) -> usize {
         self.data.core.usable_peers().len()
     }
+}
+
+/// Writes down the whole messages that have arrived, for people.
+fn say_messages(from: usize, to: usize, input: &BytesMut, env: &mut Env) {
+    let mut input = input.clone();
+    while let Ok(Some(frame)) = next_frame(&mut input) {
+        let what = match decode(frame) {
+            Ok(Some(Message::Put(put))) => format!("put {} ({} bytes)", put.id, put.record.len()),
+            Ok(Some(Message::PutReply(reply))) => {
+                format!("put {}: {}", reply.id, status(reply.status))
+            }
+            Ok(Some(Message::Get(get))) => format!("get {} of {}", get.id, get.key.escape_ascii()),
+            Ok(Some(Message::GetReply(reply))) => {
+                let length = reply.record.map_or(0, |record| record.len());
+                format!("get {}: {}, {length} bytes", reply.id, status(reply.status))
+            }
+            Ok(Some(Message::Scan(scan))) => {
+                format!("scan {} of partition {}", scan.id, scan.partition)
+            }
+            Ok(Some(Message::ScanReply(reply))) => {
+                format!("scan {}: {}", reply.id, status(reply.status))
+            }
+            // Health, not data.
+            Ok(Some(Message::Ping(_) | Message::Pong(_))) => continue,
+            Ok(None) | Err(_) => "something that nobody understands".to_owned(),
+        };
+        env.line(|| format!("node {} -> node {}: {what}", from + 1, to + 1));
+    }
+}
+
+fn status(number: i32) -> String {
+    let status = Status::try_from(number);
+    status.map_or_else(|_| number.to_string(), |status| format!("{status:?}"))
 }

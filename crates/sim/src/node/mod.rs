@@ -61,7 +61,6 @@ pub(crate) enum Origin {
     Copy,
 }
 
-
 /// A machine.
 pub(crate) struct Machine {
     pub(crate) node: usize,

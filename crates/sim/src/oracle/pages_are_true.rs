@@ -32,7 +32,8 @@ pub(super) fn check(
         true => n - lost(key) as u8,
         false => page.read_quorum,
     };
-    let mut by_partition: BTreeMap<PartitionId, BTreeMap<&Bytes, Vec<&Operation>>> = BTreeMap::new();
+    let mut by_partition: BTreeMap<PartitionId, BTreeMap<&Bytes, Vec<&Operation>>> =
+        BTreeMap::new();
     for operation in &history.operations {
         let partition = partition_of(&operation.key, config.partition_count);
         let keys = by_partition.entry(partition).or_default();
@@ -41,7 +42,9 @@ pub(super) fn check(
     let none = BTreeMap::new();
     let mut broken = Vec::new();
     for (number, page) in history.pages.iter().enumerate() {
-        let keys = by_partition.get(&PartitionId(page.partition)).unwrap_or(&none);
+        let keys = by_partition
+            .get(&PartitionId(page.partition))
+            .unwrap_or(&none);
         let shown = shape(page, config)
             .and_then(|()| shown_is_true(page, watch))
             .and_then(|()| nothing_is_missed(page, keys, watch, n, &quorum));
@@ -75,9 +78,9 @@ fn shape(page: &Page, config: &ClusterConfig) -> Result<(), String> {
         last = Some(&record.key);
     }
     match &page.next {
-        Some(next) if Some(next) < last || Some(next) == page.after.as_ref() => {
-            Err(format!("it goes on behind {next:?}, which is behind its end"))
-        }
+        Some(next) if Some(next) < last || Some(next) == page.after.as_ref() => Err(format!(
+            "it goes on behind {next:?}, which is behind its end"
+        )),
         _ => Ok(()),
     }
 }
@@ -90,7 +93,8 @@ fn shown_is_true(page: &Page, watch: &Watch) -> Result<(), String> {
             return Err(format!("{key:?} at {version}: no replica ever showed that"));
         }
         // A wrong clock may take an expired value for a live one, but not a deletion.
-        if record.value().is_none() || (page.is_clock_trusted && !can_be_seen(record, page.invoked_ns))
+        if record.value().is_none()
+            || (page.is_clock_trusted && !can_be_seen(record, page.invoked_ns))
         {
             return Err(format!("{key:?} at {version} was deleted or had expired"));
         }
@@ -124,13 +128,17 @@ fn nothing_is_missed(
         match shown.get(key) {
             Some(version) if *version >= bound => {}
             Some(version) => {
-                return Err(format!("{key:?} at {version}, but {bound} was settled before"));
+                return Err(format!(
+                    "{key:?} at {version}, but {bound} was settled before"
+                ));
             }
             None => {
                 let is_excused = |record| !page.is_clock_trusted && is_expiring(record);
                 let mut later = watch.records_from(key, bound);
                 if !later.any(|r| can_be_missed(r, page.returned_ns) || is_excused(r)) {
-                    return Err(format!("{key:?} is missing, but {bound} was settled before"));
+                    return Err(format!(
+                        "{key:?} is missing, but {bound} was settled before"
+                    ));
                 }
             }
         }
@@ -184,7 +192,12 @@ mod tests {
     }
 
     /// Whether the last word on this page is that it is broken.
-    fn is_broken(records: &[Record], r: u8, next: Option<u64>, change: impl Fn(&mut Watch)) -> bool {
+    fn is_broken(
+        records: &[Record],
+        r: u8,
+        next: Option<u64>,
+        change: impl Fn(&mut Watch),
+    ) -> bool {
         let (mut history, mut watch, _) = world();
         change(&mut watch);
         history.pages.push(Page {
@@ -212,9 +225,18 @@ mod tests {
         let doubled = [all[0].clone(), all[0].clone(), all[1].clone()];
         assert!(is_broken(&doubled, 1, None, same));
         assert!(is_broken(&all[..2], 2, None, same), "the third is missing");
-        assert!(!is_broken(&all[..2], 2, Some(2), same), "the next page has it");
-        assert!(!is_broken(&all[..2], 1, None, same), "R = 1 promises nothing");
-        assert!(is_broken(&all, 2, Some(2), same), "it begins behind what was shown");
+        assert!(
+            !is_broken(&all[..2], 2, Some(2), same),
+            "the next page has it"
+        );
+        assert!(
+            !is_broken(&all[..2], 1, None, same),
+            "R = 1 promises nothing"
+        );
+        assert!(
+            is_broken(&all, 2, Some(2), same),
+            "it begins behind what was shown"
+        );
     }
 
     #[test]

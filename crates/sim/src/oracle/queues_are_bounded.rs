@@ -43,9 +43,21 @@ pub(crate) fn check(node: usize, stats: &CoreStats) -> Option<Broken> {
     let link_bytes_max = 2 * LINK_BACKLOG_BYTES_MAX as u64;
     let gauges = [
         ("operations", stats.pending, pending_max),
-        ("bytes of writes", stats.pending_bytes, pending_bytes_max as u64),
-        ("merges for the store", stats.store_backlog, STORE_BACKLOG_MAX as u64),
-        ("bytes of hints", stats.hint_backlog_bytes, HINT_BACKLOG_BYTES_MAX as u64),
+        (
+            "bytes of writes",
+            stats.pending_bytes,
+            pending_bytes_max as u64,
+        ),
+        (
+            "merges for the store",
+            stats.store_backlog,
+            STORE_BACKLOG_MAX as u64,
+        ),
+        (
+            "bytes of hints",
+            stats.hint_backlog_bytes,
+            HINT_BACKLOG_BYTES_MAX as u64,
+        ),
         ("bytes for a peer", stats.link_backlog_bytes, link_bytes_max),
     ];
     let (what, is, most) = gauges.into_iter().find(|(_, is, most)| is > most)?;
