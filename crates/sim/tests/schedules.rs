@@ -18,16 +18,16 @@ fn tell(schedule: Schedule) -> Report {
     report
 }
 
+/// When a line was written, seconds.
+fn at_s(line: &str) -> Option<f64> {
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// When the first line with these words was written, seconds.
 fn when(report: &Report, words: &str) -> f64 {
     let line = report.lines.iter().find(|line| line.contains(words));
-    let line = line.unwrap_or_else(|| panic!("no line says {words:?}"));
-    line.trim_start()
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
+    line.and_then(|line| at_s(line))
+        .unwrap_or_else(|| panic!("no line says {words:?}"))
 }
 
 /// The minority is cut off, the majority goes on writing and keeps hints, and after the cut all are
@@ -51,14 +51,8 @@ fn a_majority_writes_through_a_partition_and_the_rest_catches_up() {
     assert_eq!((mended_s - cut_s).round(), 6.0);
     // The majority acknowledged writes in the middle of it.
     let is_within = |line: &&String| {
-        let at_s: f64 = line
-            .trim_start()
-            .split(' ')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap_or(0.0);
-        at_s > cut_s + 1.0 && at_s < mended_s && line.contains("written")
+        let is_time = at_s(line).is_some_and(|at_s| at_s > cut_s + 1.0 && at_s < mended_s);
+        is_time && line.contains("written")
     };
     assert!(report.lines.iter().filter(is_within).count() > 20);
     assert!(report.reached.0["hint stored"] > 20);

@@ -187,7 +187,8 @@ impl Machine {
             _ => env.watch.node_recovered(self.node, self.life, &records),
         };
         let is_cut = !broken.is_empty() && broken.iter().all(|(name, _)| *name == SHOWN_BEFORE);
-        if !broken.is_empty() && !(is_cut && rot.may_be_cut()) {
+        let is_excused = is_cut && rot.may_be_cut();
+        if !(broken.is_empty() || is_excused) {
             for (invariant, detail) in broken {
                 env.violated(invariant, format!("after rot in {path}: {detail}"));
             }
