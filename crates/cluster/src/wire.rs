@@ -31,6 +31,10 @@ pub(crate) struct Envelope {
     /// The sender's physical clock, microseconds since 1970: floors of epochs are made of these.
     pub(crate) clock_us: u64,
     pub(crate) to: NodeId,
+    /// The number of the receiver's start that the sender knows to be agreed on; 0 if none is. Whoever
+    /// neither has it nor remembers it runs on a copy of the receiver's directory, and must not answer
+    /// in its name: not even once, for an answer to Raft counts.
+    pub(crate) to_nonce: u64,
     pub(crate) body: Body,
 }
 
@@ -162,6 +166,7 @@ mod tests {
             reply_addr: "host:1".to_owned(),
             clock_us: 5,
             to: NodeId(4),
+            to_nonce: 5,
             body: Body::Invited {
                 cluster: ClusterId(7),
             },

@@ -54,7 +54,7 @@ impl World {
             } => {
                 self.env.counts.count(name);
                 self.env
-                    .line(|| format!("{name}: {traffic:?} between {pairs:?}, from 0"));
+                    .line(|| format!("{name}: {traffic:?} is cut, {}", arrows(&pairs)));
                 self.env.network.cut(traffic, &pairs);
                 self.env
                     .after(for_ns, Event::Undo(Undo::Cut(traffic, pairs)));
@@ -66,10 +66,22 @@ impl World {
             } => {
                 self.env.counts.count("slow link");
                 self.env
-                    .line(|| format!("the link {pair:?}, from 0, is slow"));
+                    .line(|| format!("the link {} is slow", arrows(&[pair])));
                 self.env.network.slow_link(pair, by_ns);
                 self.env.after(for_ns, Event::Undo(Undo::SlowLink(pair)));
             }
+            Action::SlowConsumer { pair, for_ns } => {
+                self.env.counts.count("slow consumer");
+                self.env.line(|| {
+                    let (from, to) = (pair.0 + 1, pair.1 + 1);
+                    format!("node {to} does not read what node {from} sends it")
+                });
+                self.env.network.stop_reading(pair);
+                self.env
+                    .after(for_ns, Event::Undo(Undo::SlowConsumer(pair)));
+            }
+            Action::Move { node, down_ns } => self.move_node(node, down_ns),
+            Action::StartClone { node, for_ns } => self.start_clone(node, for_ns),
             Action::ResetStreams { one, other } => self.reset_streams(one, other),
             Action::Pause { node, for_ns } => self.pause(node, for_ns),
             Action::RetryStorm { for_ns } => {
@@ -219,10 +231,12 @@ impl World {
 
     /// The end of a large fault.
     pub(crate) fn undo(&mut self, undo: Undo) {
-        self.env.line(|| format!("over: {undo:?}, from 0"));
+        self.env.line(|| format!("over: {}", over(&undo)));
         match undo {
             Undo::Cut(traffic, pairs) => self.env.network.mend(traffic, &pairs),
             Undo::SlowLink(pair) => self.env.network.slow_link(pair, 0),
+            Undo::SlowConsumer(pair) => self.env.network.read_again(pair),
+            Undo::Clone => self.remove_clone(),
             Undo::SlowDisk(node) => self.env.network.slow_disk(node, 0),
             Undo::DiskFull(node) => self.machines[node].disk().set_capacity(None),
             Undo::ReadError(node) => self.machines[node].read_again(),
@@ -267,6 +281,46 @@ impl World {
         }
     }
 
+    /// The node goes down and comes back under another address.
+    fn move_node(&mut self, node: usize, down_ns: u64) {
+        let machine = &mut self.machines[node];
+        if machine.process.is_some() {
+            self.env.counts.count("address changed");
+            machine.kill(&mut self.env);
+            machine.change_address(&mut self.env);
+            machine.start_after(down_ns, &mut self.env);
+        }
+    }
+
+    /// A copy of an earlier start comes up beside the original, which the others know to be later.
+    fn start_clone(&mut self, node: usize, for_ns: u64) {
+        let spare = self.machines.spare();
+        // As with a copy in the original's place: who has forgotten what it acknowledged must not be
+        // able to take the only trace of that along.
+        if !self.machines[spare].is_bare()
+            || self.machines[node].origin != Origin::Itself
+            || !self.all_know_last_start(node)
+        {
+            return;
+        }
+        let Some(copy) = self.machines[node].take_old_copy() else {
+            return;
+        };
+        self.env.counts.count("clone started");
+        self.env
+            .line(|| format!("a copy of node {} starts beside it", node + 1));
+        self.machines[spare].take_in_copy(copy);
+        self.env.after(0, Event::Start { node: spare });
+        self.env.after(for_ns, Event::Undo(Undo::Clone));
+    }
+
+    fn remove_clone(&mut self) {
+        let spare = self.machines.spare();
+        if !self.machines[spare].is_bare() {
+            self.machines[spare].clear(&mut self.env);
+        }
+    }
+
     /// From now on the disk may be to blame when the node stops.
     fn is_sick(&mut self, node: usize, why: &str) {
         self.env.sick.insert(node);
@@ -302,6 +356,7 @@ impl World {
         self.env.line(|| "the world heals".to_owned());
         self.env.network.heal();
         self.env.drop_planned_faults();
+        self.remove_clone();
         self.clients.storm_until(0);
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];
@@ -326,5 +381,27 @@ impl World {
             .filter(|(_, machine)| machine.origin != Origin::Itself)
             .map(|(node, _)| node)
             .collect()
+    }
+}
+
+/// Ordered pairs of nodes, for people.
+fn arrows(pairs: &[(usize, usize)]) -> String {
+    let arrow = |&(from, to): &(usize, usize)| format!("{} -> {}", from + 1, to + 1);
+    let arrows: Vec<String> = pairs.iter().map(arrow).collect();
+    format!("nodes {}", arrows.join(", "))
+}
+
+/// What is over, for people.
+fn over(undo: &Undo) -> String {
+    let of = |what: &str, node: &usize| format!("{what} of node {}", node + 1);
+    match undo {
+        Undo::Cut(traffic, pairs) => format!("{traffic:?} flows again, {}", arrows(pairs)),
+        Undo::SlowLink(pair) => format!("the slow link, {}", arrows(&[*pair])),
+        Undo::SlowConsumer(pair) => format!("not reading, {}", arrows(&[*pair])),
+        Undo::Clone => "the copy beside its original is removed".to_owned(),
+        Undo::SlowDisk(node) => of("the slow disk", node),
+        Undo::DiskFull(node) => of("the full disk", node),
+        Undo::ReadError(node) => of("the read errors", node),
+        Undo::Clock(node) => of("the wrong clock", node),
     }
 }

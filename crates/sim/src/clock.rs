@@ -26,6 +26,17 @@ const WALL_ERROR_US_MAX: u64 = 250_000;
 /// One in a million, as drift is given.
 const PPM: i64 = 1_000_000;
 
+/// What a wall clock would show that is right, microseconds since 1970.
+pub(crate) fn true_wall_us(sim_ns: u64) -> u64 {
+    WALL_START_US as u64 + sim_ns / 1_000
+}
+
+/// By how much a wall clock that no fault has touched can be wrong by then, microseconds.
+pub(crate) fn wall_error_us_max(sim_ns: u64) -> u64 {
+    // One more for each of the two roundings.
+    WALL_ERROR_US_MAX + sim_ns / 1_000 * BAD_DRIFT_PPM_MAX / 1_000_000 + 2
+}
+
 /// The clocks of one machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
@@ -157,6 +168,17 @@ mod tests {
         assert_eq!(clock.at(2_000_000).mono_ns, after.mono_ns);
         clock.put_right();
         assert_eq!(clock.at(2_000_000), after);
+    }
+
+    #[test]
+    fn an_untouched_wall_clock_is_wrong_within_its_bound() {
+        let mut random = Random::new(5);
+        for _ in 0..1_000 {
+            let clock = Clock::draw(&mut random);
+            let sim_ns = random.below(100_000_000_000);
+            let error_us = clock.at(sim_ns).wall_us.abs_diff(true_wall_us(sim_ns));
+            assert!(error_us <= wall_error_us_max(sim_ns), "{error_us} us");
+        }
     }
 
     #[test]

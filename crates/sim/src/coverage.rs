@@ -5,13 +5,24 @@ use crate::faults::Counts;
 use crate::run::Report;
 
 /// Faults that every batch of [`SEEDS_MIN`] seeds has.
-const FAULTS: [&str; 43] = [
+const FAULTS: [&str; 55] = [
+    "address changed",
     "bit rot",
+    "bit rot cut off",
+    "bit rot in Raft's log",
+    "bit rot in a run file",
+    "bit rot in a state file",
+    "bit rot in hints",
+    "bit rot in hints survived",
+    "bit rot in the data log",
     "bit rot refused",
+    "bit rot without harm",
     "bridge left",
     "clock frozen",
     "clock jumped ahead",
     "clock jumped back",
+    "clone refused",
+    "clone started",
     "data cut, gossip flows",
     "directory wiped",
     "disk full",
@@ -36,6 +47,7 @@ const FAULTS: [&str; 43] = [
     "read error",
     "restored copy refused",
     "retry storm",
+    "slow consumer",
     "slow disk",
     "slow link",
     "slow sync",
@@ -52,7 +64,7 @@ const FAULTS: [&str; 43] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 14] = [
+const STATES: [&str; 23] = [
     "leader elected",
     "epoch learnt",
     "read hedged",
@@ -67,6 +79,15 @@ const STATES: [&str; 14] = [
     "token refused by a wrong clock",
     "more nodes than replicas",
     "write ended unknown",
+    "writer waited for a full socket",
+    "value expires within the run",
+    "page read",
+    "partition walked through",
+    "partition counted",
+    "history of registers",
+    "history linearizable",
+    "history not linearizable",
+    "key written no more",
 ];
 
 /// Batches of fewer seeds are not asked for all of it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mds_cluster::ClusterView;
 use mds_node::api::{Outcome, Request, RequestError};
-use mds_node::store_io::{MergeResult, StoreDone};
+use mds_node::store_io::{MergeResult, ReadQuery, StoreDone, Ticket};
 use mds_types::NodeId;
 
 use crate::faults::{Action, Traffic};
@@ -57,6 +57,10 @@ pub(crate) enum Undo {
     Cut(Traffic, Vec<(usize, usize)>),
     /// A link is as fast as the others again.
     SlowLink((usize, usize)),
+    /// The second of these reads again what the first sends it.
+    SlowConsumer((usize, usize)),
+    /// The copy beside its original is removed.
+    Clone,
     /// A machine's disk is as fast as others again.
     SlowDisk(usize),
     /// Room on a machine's disk again.
@@ -92,6 +96,8 @@ pub(crate) enum NodeEvent {
     StoreDone(Box<StoreDone>),
     /// The store's thread has had nothing to do for a while.
     StoreIdle { seq: u64 },
+    /// The thread that walks answers a question of anti-entropy.
+    Walk(Box<(Ticket, ReadQuery)>),
     /// The flusher works.
     Flush,
     /// The control loop works off its inputs.
@@ -238,6 +244,10 @@ impl NodeEvent {
             NodeEvent::StoreIdle { seq } => {
                 bytes.extend_from_slice(&seq.to_le_bytes());
                 "store idle"
+            }
+            NodeEvent::Walk(question) => {
+                bytes.extend_from_slice(&question.0.id.to_le_bytes());
+                "walk"
             }
             NodeEvent::Flush => "flush",
             NodeEvent::ControlTurn => "control turn",

@@ -1,7 +1,7 @@
 //! What clients did and heard, for the checkers.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use mds_types::Version;
+use mds_types::{Record, Version};
 
 use crate::faults::FaultConfig;
 use crate::random::Random;
@@ -9,14 +9,22 @@ use crate::random::Random;
 /// One operation of a client, with all its attempts.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
+    /// Who asked. A client does one thing after another.
+    pub(crate) client: u64,
+    /// Its requests carry the greatest version that it was told.
+    pub(crate) is_session: bool,
     pub(crate) key: Bytes,
     pub(crate) kind: Kind,
+    /// When the value that is written expires, milliseconds since 1970.
+    pub(crate) expires_at_ms: Option<u64>,
     /// Replicas that a read asked for, or else N.
     pub(crate) read_quorum: u8,
     /// Replicas that a write, or the repair of a read, asked for.
     pub(crate) write_quorum: u8,
     pub(crate) invoked_ns: u64,
     pub(crate) returned_ns: Option<u64>,
+    /// No fault has touched the wall clock of the node that answered: it is as right as clocks are.
+    pub(crate) is_clock_trusted: bool,
     pub(crate) ending: Ending,
 }
 
@@ -26,6 +34,17 @@ pub(crate) enum Kind {
     Get,
     Put { value: Bytes },
     Delete,
+}
+
+impl Kind {
+    /// In one word, for people.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Kind::Get => "get",
+            Kind::Put { .. } => "put",
+            Kind::Delete => "delete",
+        }
+    }
 }
 
 /// What the client knows in the end.
@@ -46,10 +65,43 @@ pub(crate) enum Ending {
     Unknown,
 }
 
-/// All operations of a run, in the order in which they began.
+/// A page of a partition that a client was shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) partition: u16,
+    /// It was asked for what is behind this key.
+    pub(crate) after: Option<Bytes>,
+    pub(crate) limit: u32,
+    pub(crate) read_quorum: u8,
+    pub(crate) invoked_ns: u64,
+    pub(crate) returned_ns: u64,
+    /// As in [`Operation`].
+    pub(crate) is_clock_trusted: bool,
+    /// All replicas were equal, and nobody wrote.
+    pub(crate) is_at_rest: bool,
+    pub(crate) records: Vec<Record>,
+    /// More may follow behind this key.
+    pub(crate) next: Option<Bytes>,
+}
+
+/// The number of live records in a partition, as a client was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Count {
+    pub(crate) partition: u16,
+    pub(crate) invoked_ns: u64,
+    pub(crate) returned_ns: u64,
+    /// As in [`Page`].
+    pub(crate) is_at_rest: bool,
+    pub(crate) count: u64,
+}
+
+/// What clients did in a run: operations in the order in which they began, pages and counts in the
+/// order of their answers.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) operations: Vec<Operation>,
+    pub(crate) pages: Vec<Page>,
+    pub(crate) counts: Vec<Count>,
 }
 
 impl History {

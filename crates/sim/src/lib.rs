@@ -36,6 +36,7 @@ mod random;
 mod trace;
 mod world;
 
+pub use client::Workload;
 pub use coverage::Coverage;
 pub use oracle::Violation;
 pub use run::{Report, Settings, run};

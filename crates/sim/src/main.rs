@@ -56,6 +56,9 @@ enum Command {
     Replay {
         /// The seed.
         seed: u64,
+        /// What nodes say to each other on data connections, too.
+        #[arg(long)]
+        messages: bool,
         /// Every single event, too.
         #[arg(long)]
         events: bool,
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Mutations { seeds, start } => run_mutations(start, seeds),
         Command::Replay {
             seed,
+            messages,
             events,
             shrink,
             bug,
@@ -112,10 +116,10 @@ fn main() -> ExitCode {
                     .without_time()
                     .init();
             }
-            let detail = if events {
-                Detail::Everything
-            } else {
-                Detail::Whole
+            let detail = match (events, messages) {
+                (true, _) => Detail::Everything,
+                (false, true) => Detail::Messages,
+                (false, false) => Detail::Whole,
             };
             let settings = Settings {
                 detail,
@@ -236,11 +240,14 @@ fn run_cores(start: u64, seeds: u64, jobs: Option<NonZeroUsize>) -> ExitCode {
 fn run_speed(seeds: u64) -> ExitCode {
     let mut failed = 0;
     for with_faults in [false, true] {
+        let drawn = match with_faults {
+            true => Settings::default(),
+            false => Settings::in_peace(),
+        };
         let settings = Settings {
             nodes: Some(5),
             faults_ns: 60 * SECOND_NS,
-            with_faults,
-            ..Settings::default()
+            ..drawn
         };
         let watch = Stopwatch::start();
         let (mut sim_s, mut events, mut operations) = (0.0, 0, 0);

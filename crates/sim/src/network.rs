@@ -18,7 +18,10 @@ use crate::faults::{Counts, FaultConfig, MILLISECOND_NS, Traffic};
 use crate::random::Random;
 
 /// Bytes that the kernels on both sides take before the writer has to wait.
-pub(crate) const SOCKET_BYTES: usize = 256 * 1024;
+const SOCKET_BYTES: usize = 256 * 1024;
+
+/// And so many if the reader does not read.
+const FULL_SOCKET_BYTES: usize = 2 * 1024;
 
 /// What was not acknowledged is first sent again after this long, nanoseconds.
 const RESEND_NS_MIN: u64 = 200 * MILLISECOND_NS;
@@ -114,6 +117,8 @@ pub(crate) struct Network {
     cuts: BTreeMap<(Traffic, (usize, usize)), u32>,
     /// By how much ordered pairs are slower at present, nanoseconds.
     slow_links: BTreeMap<(usize, usize), u64>,
+    /// How many actions keep the second of each ordered pair from reading what the first sends.
+    unread: BTreeMap<(usize, usize), u32>,
     /// By how much the syncs of machines take longer at present, nanoseconds.
     slow_disks: BTreeMap<usize, u64>,
     conns: BTreeMap<ConnId, Conn>,
@@ -127,6 +132,7 @@ impl Network {
             random,
             cuts: BTreeMap::new(),
             slow_links: BTreeMap::new(),
+            unread: BTreeMap::new(),
             slow_disks: BTreeMap::new(),
             conns: BTreeMap::new(),
             next_conn: 0,
@@ -160,11 +166,38 @@ impl Network {
         self.slow_disks.insert(node, by_ns);
     }
 
+    /// The second of a pair does not read any more what the first sends it on data connections.
+    pub(crate) fn stop_reading(&mut self, pair: (usize, usize)) {
+        *self.unread.entry(pair).or_default() += 1;
+    }
+
+    pub(crate) fn read_again(&mut self, pair: (usize, usize)) {
+        if let Some(count) = self.unread.get_mut(&pair) {
+            *count -= 1;
+            if *count == 0 {
+                self.unread.remove(&pair);
+            }
+        }
+    }
+
+    pub(crate) fn is_read(&self, pair: (usize, usize)) -> bool {
+        !self.unread.contains_key(&pair)
+    }
+
+    /// Bytes that the kernels take from the first for the second before the writer has to wait.
+    pub(crate) fn socket_bytes(&self, pair: (usize, usize)) -> usize {
+        match self.is_read(pair) {
+            true => SOCKET_BYTES,
+            false => FULL_SOCKET_BYTES,
+        }
+    }
+
     /// All cuts end, and the network is good from now on.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
         self.slow_links.clear();
         self.slow_disks.clear();
+        self.unread.clear();
         self.faults = FaultConfig::none();
     }
 

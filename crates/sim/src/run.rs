@@ -15,6 +15,9 @@ use bytes::Bytes;
 use mds_cluster::Standing;
 use mds_types::{NodeId, Record};
 
+use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
+use crate::checkers::ops_of;
+use crate::client::Workload;
 use crate::event::Event;
 use crate::faults::{
     Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
@@ -51,6 +54,12 @@ const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
 /// Every key can be read, absent ones too.
 const HEALTHY_ANSWERS: &str = "a healthy cluster answers";
 
+/// Placements per key that are tried to find out whether a history happens to be linearizable.
+const COUNTING_EFFORT: u64 = 20_000;
+
+/// Keys have one writer each in one of so many runs.
+const ONE_WRITER_ONE_IN: u64 = 5;
+
 /// How a run is made.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -58,14 +67,34 @@ pub struct Settings {
     pub nodes: Option<usize>,
     /// Clients that work at a time.
     pub clients: usize,
+    /// How clients share the keys. None: as anybody likes, or one writer per key in a share of the
+    /// runs.
+    pub workload: Option<Workload>,
     /// How long the faults last, nanoseconds of simulated time.
     pub faults_ns: u64,
-    /// Whether anything goes wrong. If not: a good network, good disks, an empty schedule.
-    pub with_faults: bool,
+    /// Large faults, written by hand, counted from the moment when the clients begin. None: drawn from
+    /// the seed.
+    pub schedule: Option<Schedule>,
+    /// Rates of small faults. None: drawn from the seed.
+    pub faults: Option<FaultConfig>,
+    /// Machines may lose their power while the cluster is born.
+    pub is_birth_hard: bool,
     /// Which large faults of the schedule happen, by their number. None: all.
     pub keep: Option<BTreeSet<usize>>,
     /// How much of the run is written down.
     pub detail: Detail,
+}
+
+impl Settings {
+    /// Nothing goes wrong: a good network, good disks, an empty schedule.
+    pub fn in_peace() -> Settings {
+        Settings {
+            schedule: Some(Schedule::new()),
+            faults: Some(FaultConfig::none()),
+            is_birth_hard: false,
+            ..Settings::default()
+        }
+    }
 }
 
 impl Default for Settings {
@@ -73,8 +102,11 @@ impl Default for Settings {
         Settings {
             nodes: None,
             clients: 5,
+            workload: None,
             faults_ns: 12 * SECOND_NS,
-            with_faults: true,
+            schedule: None,
+            faults: None,
+            is_birth_hard: true,
             keep: None,
             detail: Detail::Nothing,
         }
@@ -156,26 +188,29 @@ fn count_panics() {
 
 fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
-    let faults = match settings.with_faults {
-        true => FaultConfig::draw(&mut random.part("rates", 0)),
-        false => FaultConfig::none(),
-    };
+    let drawn_faults = FaultConfig::draw(&mut random.part("rates", 0));
+    let faults = settings.faults.clone().unwrap_or(drawn_faults);
     // Five: more than replicas, so that no node holds everything.
     let drawn = match random.part("nodes", 0).below(4) {
         0 => 5,
         _ => 3,
     };
+    let workload = match random.part("workload", 0).below(ONE_WRITER_ONE_IN) {
+        0 => Workload::OneWriterPerKey,
+        _ => Workload::Anybody,
+    };
     let mut world = World::new(
         &random,
         settings.nodes.unwrap_or(drawn),
         settings.clients,
+        settings.workload.unwrap_or(workload),
         faults,
         settings.detail,
     );
     if world.machines.len() > usize::from(world.config.replicas) {
         world.env.reached.count("more nodes than replicas");
     }
-    if birth(&mut world, &random, settings) {
+    if birth(&mut world, &random, settings.is_birth_hard) {
         suffer(&mut world, &random, settings);
     }
     if world.env.violations.is_empty() {
@@ -185,7 +220,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
 }
 
 /// Starts the nodes and forms the cluster.
-fn birth(world: &mut World, random: &Random, settings: &Settings) -> bool {
+fn birth(world: &mut World, random: &Random, is_hard: bool) -> bool {
     let mut random = random.part("birth", 0);
     for node in 0..world.machines.len() {
         world
@@ -194,7 +229,7 @@ fn birth(world: &mut World, random: &Random, settings: &Settings) -> bool {
     }
     // Some machines lose their power in the middle of it.
     for node in 0..world.machines.len() {
-        if random.below(BIRTH_CRASH_ONE_IN) == 0 && settings.with_faults {
+        if is_hard && random.below(BIRTH_CRASH_ONE_IN) == 0 {
             let down_ns = random.between(50 * MILLISECOND_NS, SECOND_NS);
             let operations = random.below(80);
             world.env.counts.count("power lost during birth");
@@ -257,10 +292,8 @@ fn suffer(world: &mut World, random: &Random, settings: &Settings) {
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
-    let schedule = match settings.with_faults {
-        true => draw_schedule(&mut random, world.machines.len(), faults_ns),
-        false => Schedule::new(),
-    };
+    let drawn = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    let schedule = settings.schedule.clone().unwrap_or(drawn);
     world.scheduled = schedule.len();
     for (number, (after_ns, action)) in schedule.into_iter().enumerate() {
         let is_kept = settings.keep.as_ref();
@@ -305,14 +338,56 @@ fn heal(world: &mut World) {
             .line(|| format!("{waiting} hints wait at node {node}"));
     }
     sweep(world);
+    census(world);
     if world.env.violations.is_empty()
         && let Some(replicas) = replicas(world)
     {
-        let n = world.config.replicas;
-        let lost = |key: &Bytes| usize::from(n) - holders(world, key).len();
-        for (invariant, detail) in oracle::examine(&replicas, &world.clients.history, n, lost) {
+        let (history, watch, config) = (&world.clients.history, &world.env.watch, &world.config);
+        let lost = |key: &Bytes| usize::from(config.replicas) - holders(world, key).len();
+        let broken = oracle::examine(&replicas, history, watch, config, lost);
+        for (invariant, detail) in broken {
             world.env.violated(invariant, detail);
         }
+        judge_registers(world);
+    }
+}
+
+/// Whether clients could have told the database from a store of atomic registers. With one writer
+/// per key they must not be able to. Otherwise last write wins promises no such thing, and the
+/// verdict is only counted: a batch has to show both.
+fn judge_registers(world: &mut World) {
+    let mut ops = ops_of(&world.clients.history);
+    // What expires is no register, whoever writes it.
+    let operations = &world.clients.history.operations;
+    let expiring: BTreeSet<&Bytes> = operations
+        .iter()
+        .filter(|operation| operation.expires_at_ms.is_some())
+        .map(|operation| &operation.key)
+        .collect();
+    ops.retain(|op| !expiring.contains(&op.key));
+    let must_be = world.clients.workload() == Workload::OneWriterPerKey;
+    let effort = match must_be {
+        true => EFFORT_DEFAULT,
+        false => COUNTING_EFFORT,
+    };
+    let verdict = linearizable::check(&ops, effort);
+    let name = match (&verdict, must_be) {
+        (Verdict::Linearizable, true) => "history of registers",
+        (Verdict::Linearizable, false) => "history linearizable",
+        (Verdict::NotLinearizable(_), _) => "history not linearizable",
+        (Verdict::Undecided { .. }, _) => "history undecided",
+    };
+    world.env.reached.count(name);
+    let detail = match verdict {
+        Verdict::Linearizable => return,
+        Verdict::NotLinearizable(counterexample) => counterexample.to_string(),
+        Verdict::Undecided { key } => format!("undecided for {key:?}: raise the effort"),
+    };
+    if must_be {
+        let invariant = "a key with one writer is an atomic register";
+        world.env.violated(invariant, detail);
+    } else {
+        world.env.line(|| format!("as it may be: {detail}"));
     }
 }
 
@@ -386,6 +461,22 @@ fn sweep(world: &mut World) {
     }
     if let Some(difference) = difference {
         world.env.violated("replicas converge", difference);
+    }
+}
+
+/// Walks through and counts all partitions, through each node.
+fn census(world: &mut World) {
+    for node in 0..world.machines.len() {
+        if !world.env.violations.is_empty() {
+            return;
+        }
+        world
+            .env
+            .line(|| format!("all partitions are counted through node {}", node + 1));
+        world.clients.census(node, &mut world.env);
+        bounded(world, SWEEP_NS_MAX, "a healthy cluster answers", |world| {
+            !world.clients.is_sweeping()
+        });
     }
 }
 

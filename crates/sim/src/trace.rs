@@ -19,6 +19,8 @@ pub enum Detail {
     Nothing,
     /// Lines about nodes, faults and requests.
     Whole,
+    /// What nodes say to each other on data connections besides.
+    Messages,
     /// Every single event besides.
     Everything,
 }
@@ -74,6 +76,11 @@ impl Trace {
         value.hash(&mut fields);
         self.event(at_ns, kind, place, &fields.0);
         self.fields = fields;
+    }
+
+    /// Whether so much is written down.
+    pub(crate) fn has(&self, detail: Detail) -> bool {
+        self.detail >= detail
     }
 
     /// Writes a line for people.

@@ -7,12 +7,12 @@
 use mds_cluster::AdminRequest;
 use mds_types::ClusterConfig;
 
-use crate::client::Clients;
+use crate::client::{Clients, Workload};
 use crate::env::Env;
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
 use crate::faults::{FaultConfig, MILLISECOND_NS, SECOND_NS, Traffic};
 use crate::network::{ConnId, Network, Side};
-use crate::node::{ControlInput, Machine, Origin, Power, Process, peer_addr};
+use crate::node::{ControlInput, Machines, Origin, Power, Process, peer_addr};
 use crate::random::Random;
 use crate::trace::{Detail, Trace};
 
@@ -22,10 +22,13 @@ const PARTITION_COUNT: u16 = 8;
 /// An `init` that came too early is repeated after this long, nanoseconds.
 pub(crate) const INIT_AGAIN_NS: u64 = 500 * MILLISECOND_NS;
 
+/// A copy beside its original that was refused is started again after this long, nanoseconds.
+const CLONE_AGAIN_NS: u64 = SECOND_NS;
+
 /// The world.
 pub(crate) struct World {
     pub(crate) env: Env,
-    pub(crate) machines: Vec<Machine>,
+    pub(crate) machines: Machines,
     pub(crate) clients: Clients,
     pub(crate) config: ClusterConfig,
     /// Large faults in the schedule.
@@ -38,22 +41,21 @@ impl World {
         random: &Random,
         nodes: usize,
         clients: usize,
+        workload: Workload,
         faults: FaultConfig,
         detail: Detail,
     ) -> World {
         let network = Network::new(random.part("network", 0), faults);
         let mut env = Env::new(random.part("threads", 0), network, Trace::new(detail));
-        env.machines = (0..nodes).map(|node| (peer_addr(node), node)).collect();
+        env.machines = (0..=nodes).map(|node| (peer_addr(node, 0), node)).collect();
         let config = ClusterConfig {
             partition_count: PARTITION_COUNT,
             ..ClusterConfig::default()
         };
         World {
             env,
-            machines: (0..nodes)
-                .map(|node| Machine::new(node, nodes, random.clone()))
-                .collect(),
-            clients: Clients::new(random, nodes, clients, &config),
+            machines: Machines::new(nodes, random),
+            clients: Clients::new(random, nodes, clients, &config, workload),
             config,
             scheduled: 0,
         }
@@ -134,6 +136,10 @@ impl World {
         if machine.running(life).is_none() {
             return;
         }
+        if node == self.machines.spare() {
+            return self.copy_stopped(node, reason);
+        }
+        let machine = &mut self.machines[node];
         let is_copy = machine.origin == Origin::Copy;
         if !is_copy && !self.env.sick.contains(&node) {
             let detail = format!("node {} stopped: {reason}", node + 1);
@@ -149,6 +155,15 @@ impl World {
             self.env.counts.count("node stopped by its disk");
         }
         machine.start_after(machine.down_ns, &mut self.env);
+    }
+
+    /// A copy beside its original has been refused, and is started again, until somebody removes it.
+    fn copy_stopped(&mut self, spare: usize, reason: &str) {
+        self.env.counts.count("clone refused");
+        self.env
+            .line(|| format!("the copy beside its original stops: {reason}"));
+        self.machines[spare].kill(&mut self.env);
+        self.machines[spare].start_after(CLONE_AGAIN_NS, &mut self.env);
     }
 
     /// What concerns a process that stands still waits in the kernel until it goes on.
@@ -182,7 +197,10 @@ impl World {
         };
         let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
         let is_queueing = !conn.flow_to(to).waiting.is_empty();
-        if is_queueing || !self.gets_through(from_node, to_node) {
+        // Handshakes are the business of the kernel and of whoever accepts.
+        let is_data = matches!(part, Part::Bytes(_));
+        let is_read = !is_data || self.env.network.is_read((from_node, to_node));
+        if is_queueing || !is_read || !self.gets_through(from_node, to_node) {
             let Some(conn) = self.env.network.conn(id) else {
                 return;
             };
@@ -204,7 +222,8 @@ impl World {
             return;
         };
         let (from_node, to_node) = (conn.end(to.other()).node, conn.end(to).node);
-        if !self.gets_through(from_node, to_node) {
+        let is_read = self.env.network.is_read((from_node, to_node));
+        if !is_read || !self.gets_through(from_node, to_node) {
             let Some(conn) = self.env.network.conn(id) else {
                 return;
             };
@@ -266,8 +285,9 @@ impl World {
     // ---- starts and faults --------------------------------------------------------------------
 
     pub(crate) fn start(&mut self, node: usize) {
+        let is_spare = node == self.machines.spare();
         let machine = &mut self.machines[node];
-        if machine.process.is_some() {
+        if machine.process.is_some() || machine.is_bare() {
             return;
         }
         if !self.env.is_disk_faulty(node) {
@@ -284,6 +304,7 @@ impl World {
         }
         match started {
             Ok(()) => {}
+            Err(error) if is_spare => self.copy_stopped(node, &error),
             Err(error) if machine.origin == Origin::Copy => {
                 // A copy that was taken in the middle of something may be refused at once.
                 self.env.counts.count("restored copy refused");

@@ -270,6 +270,18 @@ impl DataDir {
         DurableCell::new(BOOT).write(&*self.disk, &boot.to_le_bytes())?;
         Ok(boot)
     }
+
+    /// Counts on from `boot`, durably, if the directory has not counted so far: the next start has a
+    /// greater number.
+    ///
+    /// # Errors
+    /// If the counter is damaged or the disk fails.
+    pub fn raise_boot(&self, boot: u64) -> Result<(), DataDirError> {
+        if read_number(&*self.disk, BOOT)?.unwrap_or(0) < boot {
+            DurableCell::new(BOOT).write(&*self.disk, &boot.to_le_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// The clock's durable mark, if one was ever written: the restarted clock begins there.

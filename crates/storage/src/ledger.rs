@@ -157,7 +157,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ledger of a new replica, which holds all partitions.
-    pub(crate) fn new(partition_count: u16) -> Ledger {
+    pub fn new(partition_count: u16) -> Ledger {
         Ledger {
             closed: Epoch(0),
             acked: TopologyVersion(0),

@@ -225,10 +225,26 @@ impl Control {
     pub(super) fn on_announced(&mut self, outcome: Proposed) {
         match outcome {
             Proposed::Applied(Response::Refused(reason)) => self.refuse(reason),
-            Proposed::Applied(Response::Done) => self.doubt = false,
+            Proposed::Applied(Response::Done) => {
+                self.doubt = false;
+                self.outbid_copies();
+            }
             Proposed::Applied(Response::NotYet(_)) | Proposed::Unknown => {}
             // The next attempt goes to whoever is known to lead by then.
             Proposed::NotLeader(_) => {}
+        }
+    }
+
+    /// The cluster has just said that this start is the right one: gossip may say so louder than a copy
+    /// has spoken. The number that it claims is counted first, so that the next start has a later one.
+    fn outbid_copies(&mut self) {
+        let Some(boot) = self.gossip.outbidding_boot() else {
+            return;
+        };
+        match self.home.raise_boot(boot) {
+            Ok(()) => self.gossip.outbid(self.now_ns, boot),
+            // It stays unheard of for the time being, and tries again at the next sign of the copy.
+            Err(error) => tracing::warn!(%error, "cannot count up to outbid a copy of this node"),
         }
     }
 

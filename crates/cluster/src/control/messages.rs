@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use mds_types::NodeId;
+use mds_types::mutation::{Mutation, is_on};
 use openraft_rt::AsyncRuntime;
 
 use super::Control;
 use super::lead::propose;
+use crate::exec::lock;
 use crate::raft::{RaftRpc, Sender, answer};
 use crate::rt::Rt;
-use crate::state::{Command, REMOVED};
+use crate::state::{Command, REMOVED, follows, start_number_used};
 use crate::wire::{Body, Envelope};
 
 /// Questions of others that are being answered at a time; more are dropped, and asked again.
@@ -48,6 +50,9 @@ impl Control {
         let clock_us = envelope.clock_us;
         if self.is_present_start(from, envelope.from_boot, envelope.from_nonce) {
             self.clocks.heard(from, self.now_ns, clock_us);
+        }
+        if cluster == self.cluster() && !self.remembers_start(envelope.to_nonce) {
+            return self.refuse(start_number_used(self.boot));
         }
         match envelope.body {
             // These two are how nodes find out that they are of different clusters.
@@ -126,6 +131,13 @@ impl Control {
                 self.exec.enter(|| outbox.answered(from, start, id, reply));
             }
         }
+    }
+
+    /// Whether a start of this node that somebody knows to be agreed on is this one, or one that its
+    /// directory remembers. If not, the directory is a copy that was taken before that start.
+    fn remembers_start(&self, nonce: u64) -> bool {
+        let remembers = nonce == self.nonce || self.earlier_starts.contains(&nonce);
+        nonce == 0 || remembers || is_on(Mutation::CopyAccepted)
     }
 
     /// Whether this start of `from` is known to be over.
@@ -231,6 +243,7 @@ impl Control {
             reply_addr: self.config.info.peer_addr.clone(),
             clock_us: self.clocks.own_us(),
             to,
+            to_nonce: self.agreed_start(to),
             body,
         };
         match envelope.encode() {
@@ -242,14 +255,36 @@ impl Control {
         }
     }
 
-    /// How to reach a node: as gossip says, else Raft, else the plan.
+    /// The number of a node's start that is agreed on, as far as this node's log says; 0 if none is. What
+    /// is in the log counts before it is applied: after a restart a leader has applied little, and all
+    /// that was ever agreed on is in its log.
+    fn agreed_start(&self, node: NodeId) -> u64 {
+        let Some(parts) = &self.raft else { return 0 };
+        let (known, applied) = {
+            let applied = lock(&parts.applied);
+            let member = applied.state.members.get(&node);
+            (
+                member.map(|member| (member.boot, member.boot_nonce)),
+                applied.last.as_ref().map_or(0, |last| last.index),
+            )
+        };
+        let (mut boot, mut nonce) = known.unwrap_or_default();
+        for (next, drawn, earlier) in parts.log.starts_after(applied, node) {
+            if follows(boot, nonce, next, &earlier) {
+                (boot, nonce) = (next, drawn);
+            }
+        }
+        nonce
+    }
+
+    /// How to reach a node: as gossip says of who is alive, else Raft, else gossip all the same, else the
+    /// plan. Of a node that gossip holds for dead it may know the address of a refused copy only.
     fn address(&self, node: NodeId) -> Option<String> {
-        let by_gossip = self
-            .gossip
-            .peers()
-            .get(&node)
-            .map(|peer| peer.id.info.peer_addr.clone());
+        let peer = self.gossip.peers().get(&node);
+        let by_gossip = peer.map(|peer| peer.id.info.peer_addr.clone());
         by_gossip
+            .clone()
+            .filter(|_| peer.is_some_and(|peer| peer.alive))
             .or_else(|| {
                 let known = self.with_state(|state| {
                     state
@@ -259,6 +294,7 @@ impl Control {
                 });
                 known.flatten()
             })
+            .or(by_gossip)
             .or_else(|| self.plan.as_ref()?.peer_addr(node).map(str::to_owned))
             .filter(|addr| !addr.is_empty())
     }

@@ -20,6 +20,7 @@ pub(crate) const INFO_BYTES_MAX: usize = 380;
 #[derive(Clone, Debug)]
 pub(crate) struct Id {
     pub(crate) incarnation: IncarnationId,
+    /// The start number; greater, if the node has to outbid a copy of its directory.
     pub(crate) boot: u64,
     pub(crate) generation: u32,
     pub(crate) cluster: ClusterId,

@@ -16,7 +16,11 @@
 //!
 //! 1. A node of another cluster is never a peer: its datagrams are dropped, and news about it in
 //!    others' datagrams are cut out. A node of no cluster yet is a peer to everybody.
-//! 2. The order of timers is (deadline, kind, age): two timers of one instant fire in the order
+//! 2. Of two starts of one directory others believe the one with the greater number, and have no way to
+//!    know which is the copy. So a copy that is refused would keep its original out for as long as the
+//!    dead are remembered. The original therefore **outbids** it, once the cluster has told it that it
+//!    is the right one.
+//! 3. The order of timers is (deadline, kind, age): two timers of one instant fire in the order
 //!    that foca asks for.
 
 mod identity;
@@ -48,6 +52,13 @@ const OUT_DATAGRAMS_MAX: usize = 4096;
 
 /// Foreign clusters that are remembered as warned about.
 const WARNED_CLUSTERS_MAX: usize = 64;
+
+/// Who comes back under a new generation is believed at once. One that is held for dead again and again,
+/// so many times, is up against a greater start number.
+const REJOINS_SUSPICIOUS: u32 = 8;
+
+/// Guesses at a rival's start number grow until after so many of them.
+const OUTBIDS_DOUBLED_MAX: u32 = 16;
 
 /// With company, a seed is knocked at this many times less often than without.
 const SEED_SLOWDOWN: u64 = 10;
@@ -90,6 +101,10 @@ pub(crate) struct Gossip {
     left: bool,
     /// A sign that another start of this node's directory is about.
     double: bool,
+    /// The greatest start number under which another start of it was seen.
+    rival_boot: u64,
+    /// How often this node has outbid others.
+    outbids: u32,
     warned: BTreeSet<ClusterId>,
     effects: Effects,
 }
@@ -105,6 +120,8 @@ struct Effects {
     counters: GossipCounters,
     /// Grows when `peers` changes.
     revision: u64,
+    /// How often this node was held for dead and came back, since it last claimed a start number.
+    rejoins: u32,
 }
 
 impl Effects {
@@ -154,6 +171,7 @@ impl Runtime<Id> for &mut Effects {
                 self.put_peer(new, alive);
             }
             Notification::Rejoin(id) => {
+                self.rejoins = self.rejoins.saturating_add(1);
                 tracing::info!(generation = id.generation, "others held this node for dead");
             }
             Notification::Active | Notification::Idle | Notification::Defunct => {}
@@ -226,6 +244,8 @@ impl Gossip {
             next_seed: 0,
             left: false,
             double: false,
+            rival_boot: 0,
+            outbids: 0,
             warned: BTreeSet::new(),
             effects: Effects {
                 now_ns,
@@ -335,11 +355,49 @@ impl Gossip {
             && (id.boot > me.boot || (id.boot == me.boot && id.info.peer_addr != me.info.peer_addr))
         {
             self.double = true;
+            self.rival_boot = self.rival_boot.max(id.boot);
         }
+    }
+
+    /// The start number that this node has to claim to be believed, if it is not its present one.
+    pub(crate) fn outbidding_boot(&self) -> Option<u64> {
+        let claimed = self.foca.identity().boot;
+        let outbids = self.rival_boot.checked_add(1)?;
+        (self.rival_boot >= claimed).then_some(outbids)
+    }
+
+    /// Claims a greater start number than it has. For a node that the cluster has confirmed, and whose
+    /// directory has counted so far.
+    pub(crate) fn outbid(&mut self, now_ns: u64, boot: u64) {
+        self.effects.now_ns = now_ns;
+        self.effects.rejoins = 0;
+        self.outbids = self.outbids.saturating_add(1);
+        let id = Id {
+            boot,
+            generation: 0,
+            ..self.foca.identity().clone()
+        };
+        tracing::warn!(
+            boot,
+            "a copy of this node's data directory was started: outbidding it"
+        );
+        if let Err(error) = self.foca.change_identity(id, &mut self.effects) {
+            tracing::warn!(%error, "gossip could not outbid a copy of this node");
+        }
+        self.effects.revision += 1;
     }
 
     /// Whether a sign of a copied directory has been seen since the last call.
     pub(crate) fn saw_double(&mut self) -> bool {
+        if self.effects.rejoins >= REJOINS_SUSPICIOUS {
+            // Nobody tells a node that is held for dead what it is up against: each guess goes twice as
+            // far beyond its own number as the one before.
+            self.effects.rejoins = 0;
+            let further = (1_u64 << self.outbids.min(OUTBIDS_DOUBLED_MAX)) - 1;
+            let guess = self.foca.identity().boot.saturating_add(further);
+            self.rival_boot = self.rival_boot.max(guess);
+            self.double = true;
+        }
         std::mem::take(&mut self.double)
     }
 

@@ -26,14 +26,16 @@ use std::sync::{Arc, Mutex};
 use mds_storage::datadir::RAFT_DIR;
 use mds_storage::frame::{End, FILE_HEADER_BYTES, FileHeader, FileKind, FrameEncoder, scan};
 use mds_storage::{Disk, DiskFile};
+use mds_types::NodeId;
 use mds_types::mutation::{Mutation, is_on};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
-use openraft::{LogState, OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Entry, LogId, TypeConfig, Vote};
 use crate::exec::lock;
+use crate::state::Command;
 
 const NAME_PREFIX: &str = "log-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -145,6 +147,23 @@ impl LogStore {
         };
         complete(callbacks, &result);
         result
+    }
+
+    /// The starts of a node that were proposed behind entry `after`, oldest first: start number, number
+    /// drawn, and the earlier ones that its directory remembers.
+    pub(crate) fn starts_after(&self, after: u64, of: NodeId) -> Vec<(u64, u64, Vec<u64>)> {
+        let log = lock(&self.0);
+        let start = |entry: &Entry| match &entry.payload {
+            EntryPayload::Normal(Command::Announce {
+                member,
+                boot,
+                nonce,
+                earlier,
+            }) if member.incarnation.node_id() == of => Some((*boot, *nonce, earlier.clone())),
+            _ => None,
+        };
+        let behind = log.entries.range(after.saturating_add(1)..);
+        behind.filter_map(|(_, entry)| start(entry)).collect()
     }
 
     /// Whether nothing was ever written: no vote, no entry.

@@ -219,8 +219,7 @@ impl ClusterState {
         if boot == known.boot && nonce == known.boot_nonce {
             return Response::Done;
         }
-        let remembers = known.boot == 0 || earlier.contains(&known.boot_nonce);
-        if (boot <= known.boot || !remembers) && !is_on(Mutation::CopyAccepted) {
+        if !follows(known.boot, known.boot_nonce, boot, earlier) && !is_on(Mutation::CopyAccepted) {
             return Response::Refused(start_number_used(boot));
         }
         known.boot = boot;
@@ -252,6 +251,12 @@ pub(crate) fn start_number_used(boot: u64) -> String {
         "this data directory is a copy or was restored from a backup: start number {boot} has \
          already been used, or a later start is missing from it. Start this node with an empty directory: it joins as a new member"
     )
+}
+
+/// Whether a start may take the place of the one that is agreed on: it counts further, and its directory
+/// remembers that one.
+pub(crate) fn follows(known_boot: u64, known_nonce: u64, boot: u64, earlier: &[u64]) -> bool {
+    boot > known_boot && (known_boot == 0 || earlier.contains(&known_nonce))
 }
 
 fn not_started(member: &NewMember, stage: MemberStage) -> MemberView {

@@ -30,7 +30,7 @@ const DELIVERY_TIMEOUT_NS: u64 = 10_000_000_000;
 
 /// Bytes of hints on their way to the store, at most; beyond, hints are dropped and counted, and repair
 /// has to do.
-pub(super) const HINT_BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const HINT_BACKLOG_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Who has hints waiting.
 #[derive(Debug, Default)]

@@ -272,6 +272,12 @@ impl Links {
         dirty
     }
 
+    /// The unsent bytes of the link that has most of them.
+    pub(crate) fn greatest_backlog(&self) -> usize {
+        let unsent = self.links.values().map(|link| link.out.len());
+        unsent.max().unwrap_or(0)
+    }
+
     /// The bytes still to be written; the shell takes from the front what its socket takes.
     pub(crate) fn output(&mut self, id: LinkId) -> Option<&mut BytesMut> {
         self.links.get_mut(&id).map(|link| &mut link.out)

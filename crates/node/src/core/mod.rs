@@ -55,7 +55,9 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
 pub use anti_entropy::{RingReport, SyncStats};
+pub use hinting::HINT_BACKLOG_BYTES_MAX;
 pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
+pub use replica::STORE_BACKLOG_MAX;
 pub use stats::{CoreStats, LATENCY_BUCKETS, LatencyHistogram, Outcomes};
 
 use crate::api::{Now, Op, Outcome, Request, RequestError, Submit, Tag};
@@ -462,9 +464,12 @@ impl Core {
     pub fn stats(&self) -> CoreStats {
         CoreStats {
             pending: self.pending.len() as u64,
+            pending_bytes: self.pending_bytes as u64,
             store_backlog: self.store_backlog as u64,
             hints_pending: self.hinting.pending_total(),
             replies_dropped: self.links.replies_dropped,
+            hint_backlog_bytes: self.hint_backlog_bytes as u64,
+            link_backlog_bytes: self.links.greatest_backlog() as u64,
             ..self.stats
         }
     }

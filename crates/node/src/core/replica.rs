@@ -55,7 +55,7 @@ pub(crate) enum ReplicaReply {
 }
 
 /// Merges handed to the store and not answered yet, at most; further ones are refused.
-pub(crate) const STORE_BACKLOG_MAX: usize = 64 * 1024;
+pub const STORE_BACKLOG_MAX: usize = 64 * 1024;
 
 /// Bytes of records among them, at most.
 pub(crate) const STORE_BACKLOG_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -65,6 +65,8 @@ pub struct CoreStats {
     pub scans: Outcomes,
     /// Operations in flight as coordinator.
     pub pending: u64,
+    /// Bytes of records among them.
+    pub pending_bytes: u64,
     /// Records this node was asked to store, as a replica.
     pub replica_puts: u64,
     /// Reads this node answered, as a replica.
@@ -91,6 +93,10 @@ pub struct CoreStats {
     pub replies_dropped: u64,
     /// Merges handed to the store and not answered yet.
     pub store_backlog: u64,
+    /// Bytes of hints on their way to the store.
+    pub hint_backlog_bytes: u64,
+    /// Unsent bytes of the link that has most of them.
+    pub link_backlog_bytes: u64,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! does a token that B carries from A; quorums do not, not even of all replicas.
 
 use bytes::Bytes;
-use mds_types::{Body, Epoch, Hlc, HlcClock, NodeId, Record, Version};
+use mds_types::{Body, ClusterConfig, Epoch, Hlc, HlcClock, NodeId, Record, Version};
 
 use super::linearizable::{EFFORT_DEFAULT, Verdict, check};
 use super::ops_of;
@@ -70,6 +70,8 @@ impl Coordinator {
 #[derive(Default)]
 struct Store {
     replicas: [Option<Record>; N as usize],
+    /// Everything that a replica ever showed.
+    shown: Vec<(usize, Record)>,
     history: History,
     now_ns: u64,
 }
@@ -117,18 +119,24 @@ impl Store {
             let held = &mut self.replicas[index];
             if held.as_ref().is_none_or(|held| record.supersedes(held)) {
                 *held = Some(record.clone());
+                self.shown.push((index, record.clone()));
             }
         }
     }
 
     fn done(&mut self, kind: Kind, replicas: &[usize], ending: Ending) {
         let number = self.history.begin(Operation {
+            // Every operation is a stranger's.
+            client: self.history.operations.len() as u64,
+            is_session: false,
             key: key(),
             kind,
+            expires_at_ms: None,
             read_quorum: replicas.len() as u8,
             write_quorum: replicas.len() as u8,
             invoked_ns: self.now_ns,
             returned_ns: None,
+            is_clock_trusted: true,
             ending: Ending::Pending,
         });
         self.history.end(number, self.now_ns + STEP_NS, ending);
@@ -142,14 +150,19 @@ impl Store {
             .iter()
             .map(|held| held.iter().cloned().collect());
         let replicas: Vec<Vec<Record>> = replicas.collect();
-        let broken = oracle::examine(&replicas, &self.history, N, |_| 0);
+        let mut watch = oracle::Watch::default();
+        for (node, record) in &self.shown {
+            assert_eq!(watch.visible(*node, record), None);
+        }
+        let config = ClusterConfig::default();
+        assert_eq!(config.replicas, N);
+        let broken = oracle::examine(&replicas, &self.history, &watch, &config, |_| 0);
         broken.into_iter().map(|(invariant, _)| invariant).collect()
     }
 
     /// Whether the clients could have told these replicas from one register.
     fn verdict(&self) -> Verdict {
-        // Every operation is a stranger's.
-        let ops = ops_of(&self.history, |number| number as u64);
+        let ops = ops_of(&self.history);
         check(&ops, EFFORT_DEFAULT)
     }
 }

@@ -4,16 +4,25 @@
 //! A checker here sees only what a client of any database could see, so that it can also judge a
 //! history of real processes. All of them are pure functions over [`Op`]s.
 //!
-//! One row of promises, one checker:
+//! One row of promises, one checker. Those in the oracle need more than clients see: the replicas, or
+//! the quorums of each request.
 //!
 //! | Setting | What is promised | Checked by |
 //! |---|---|---|
-//! | R + W <= N, with a token | a session reads its own writes, and its writes come later than all it saw | [`session`] |
-//! | R + W > N | regularity in version order | the oracle, `regular_reads`: it knows R and W of each request |
-//! | R + W > N, blocking repair | monotonic quorum reads for everybody | the oracle, `monotonic_reads`, likewise |
+//! | any | no invented values; what failed was not done | the oracle: `nothing_invented`, `failed_means_nothing` |
+//! | any | a replica's version of a key only grows; a version names one record, a write has one version | the oracle, at every step: `versions_grow`, `one_record_per_version`, `one_version_per_write` |
+//! | any | replicas become equal, tombstones included | the oracle: `replicas_converge` |
+//! | any | an acknowledged write survives the loss of W - 1 disks | the oracle: `acknowledged_is_durable`; with k disks lost for good, W - k copies are left |
+//! | R + W <= N, with a token | a session reads its own writes, and its writes come later than all it saw | [`session`], on every run: `sessions_hold` |
+//! | R + W > N | regularity in version order | the oracle: `regular_reads` |
+//! | R + W > N, blocking repair | monotonic quorum reads for everybody | the oracle: `monotonic_reads` |
+//! | the same, one writer per key that knows what it wrote | an atomic register | [`linearizable`], on the runs of that workload |
 //! | a stamp from a quorum, or consensus | a linearizable register | [`linearizable`] |
+//! | scans and counts | per key what a read would have found; no snapshot | the oracle: `pages_are_true`, `counts_are_true` |
+//! | expiry | per key, once, within the clocks' error | the oracle: `expires_in_time` |
 //!
-//! Last write wins by the coordinators' clocks, so the last row is *not* promised; that this is no
+//! Last write wins by the coordinators' clocks, so a linearizable register for several writers is *not*
+//! promised, and every run of the free workload counts what its history came to; that this is no
 //! mere caution is shown in `expected_failure`. The linearizability checker is itself checked against
 //! a naive one, `independent`, on thousands of small histories.
 
@@ -153,20 +162,15 @@ fn by_key(ops: &[Op]) -> BTreeMap<&Bytes, Vec<&Op>> {
     keys
 }
 
-/// A run's history for the checkers. The history does not say which client asked: `client_of` does,
-/// given the operation's number.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "runs are judged by the oracle so far")
-)]
-pub(crate) fn ops_of(history: &History, client_of: impl Fn(usize) -> u64) -> Vec<Op> {
+/// A run's history for the checkers: its operations on keys.
+pub(crate) fn ops_of(history: &History) -> Vec<Op> {
     let operations = history.operations.iter().enumerate();
     operations
-        .map(|(number, operation)| op_of(number, client_of(number), operation))
+        .map(|(number, operation)| op_of(number, operation))
         .collect()
 }
 
-fn op_of(number: usize, client: u64, operation: &Operation) -> Op {
+fn op_of(number: usize, operation: &Operation) -> Op {
     let (outcome, version, found) = match &operation.ending {
         Ending::Read { version, value } => (Outcome::Ok, *version, value.clone()),
         Ending::Written { version } => (Outcome::Ok, Some(*version), None),
@@ -182,7 +186,7 @@ fn op_of(number: usize, client: u64, operation: &Operation) -> Op {
     };
     Op {
         number,
-        client,
+        client: operation.client,
         key: operation.key.clone(),
         kind,
         version,
@@ -237,16 +241,20 @@ mod tests {
         let mut history = History::default();
         for (kind, ending, ..) in &cases {
             history.begin(Operation {
+                client: history.operations.len() as u64 + 100,
+                is_session: false,
                 key: Bytes::from_static(b"key"),
                 kind: kind.clone(),
+                expires_at_ms: None,
                 read_quorum: 2,
                 write_quorum: 2,
                 invoked_ns: 10,
                 returned_ns: Some(20),
+                is_clock_trusted: true,
                 ending: ending.clone(),
             });
         }
-        let ops = ops_of(&history, |number| number as u64 + 100);
+        let ops = ops_of(&history);
         for (number, (op, (_, _, kind, version, outcome))) in ops.iter().zip(&cases).enumerate() {
             let got = (op.number, op.client, &op.kind, op.version, op.outcome);
             assert_eq!(got, (number, number as u64 + 100, kind, *version, *outcome));

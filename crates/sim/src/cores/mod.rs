@@ -26,6 +26,7 @@ use mds_node::api::{Now, Submit, Tag};
 use mds_node::core::{Core, CoreConfig, Direction, LinkId};
 use mds_node::store_io::{ReadQuery, StoreBatch, Ticket};
 use mds_node::wire;
+use mds_storage::store::Ledger;
 use mds_types::{
     ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Topology,
     TopologyMember, TopologyVersion,
@@ -206,7 +207,7 @@ impl World {
                 ..view.clone()
             });
             let mut core = Core::new(CoreConfig::default(), view.clone(), Hlc(0));
-            core.on_store_open(Vec::new());
+            core.on_store_open(Arc::new(Ledger::new(PARTITION_COUNT)), Vec::new());
             let mut random = random.part("store", index);
             Node {
                 core,

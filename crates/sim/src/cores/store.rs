@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mds_node::store_io::{MergeResult, ReadAnswer, ReadQuery, StoreBatch, StoreDone};
-use mds_types::Record;
+use mds_types::{Epoch, Record};
 
 use super::promises::Promises;
 use crate::faults::{Counts, MILLISECOND_NS};
@@ -82,7 +82,7 @@ impl MapStore {
         };
         counts.add("hint kept", batch.hints.len() as u64);
         let stops_now = !self.is_stopped && self.random.chance(self.stop_ppm);
-        for (ticket, record) in batch.tickets.into_iter().zip(batch.merges) {
+        for (ticket, (_, record)) in batch.tickets.into_iter().zip(batch.merges) {
             let result = self.merge(node, record, stops_now, promises, counts);
             done.merges.push((ticket, result));
         }
@@ -136,9 +136,12 @@ impl MapStore {
             return None;
         }
         match query {
-            ReadQuery::Get { key } => Some(ReadAnswer::Record(self.records.get(key).cloned())),
+            ReadQuery::Get { key } => {
+                let record = self.records.get(key).cloned();
+                Some(ReadAnswer::Record(record, Epoch(0)))
+            }
             // Nobody asks.
-            ReadQuery::Page { .. } | ReadQuery::Count { .. } => None,
+            ReadQuery::Page { .. } | ReadQuery::Count { .. } | ReadQuery::Sync(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, Standing};
+use mds_node::core::RingReport;
 
 use super::{Origin, Process};
 use crate::env::Env;
@@ -17,6 +18,8 @@ pub(crate) enum ControlInput {
     Datagram(Bytes),
     Message(Bytes),
     Admin(AdminRequest),
+    /// What the data thread says of this node's part in the ring.
+    Report(RingReport),
 }
 
 /// The control thread's state.
@@ -86,6 +89,12 @@ impl Process {
             match input {
                 ControlInput::Datagram(bytes) => lane.control.on_datagram(mono_ns, &bytes),
                 ControlInput::Message(bytes) => lane.control.on_message(mono_ns, bytes),
+                ControlInput::Report(report) => {
+                    lane.control.on_acked(report.acked);
+                    if report.is_ready {
+                        lane.control.on_ready(report.acked);
+                    }
+                }
                 ControlInput::Admin(request) => {
                     lane.next_admin += 1;
                     lane.control.on_admin(mono_ns, lane.next_admin, request);

@@ -10,14 +10,17 @@ use mds_cluster::ClusterView;
 use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
 use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
 use mds_node::core::{Core, Direction, LinkId};
-use mds_node::store_io::read;
+use mds_node::store_io::{ReadQuery, Ticket, read};
+use mds_node::wire::{Message, RootReply, Status, Verdict, decode, next_frame};
 use mds_types::{ClusterConfig, NodeId};
 
-use super::Process;
+use super::{ControlInput, Process};
 use crate::env::Env;
 use crate::event::{Asker, ClientEvent, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
-use crate::network::{ConnId, SOCKET_BYTES, Side};
+use crate::network::{ConnId, Side};
+use crate::oracle::queues_are_bounded;
+use crate::trace::Detail;
 
 /// What data connections are opened for, in the handshake.
 const CHANNEL_DATA: u8 = 1;
@@ -107,6 +110,13 @@ impl Process {
                 break;
             }
             for (ticket, query) in reads {
+                if matches!(query, ReadQuery::Sync(_)) {
+                    // Another thread answers, later.
+                    let delay_ns = env.some_ns(10_000, 3 * MILLISECOND_NS);
+                    let event = NodeEvent::Walk(Box::new((ticket, query)));
+                    env.node_after(delay_ns, self.name(), event);
+                    continue;
+                }
                 let store = self.store.as_ref();
                 let answer = store.and_then(|store| read(&store.reader, &query).ok());
                 self.data.core.on_read_done(now, ticket, &query, answer);
@@ -129,6 +139,18 @@ impl Process {
         self.arm_data_timer(env);
     }
 
+    /// The thread that walks has found an answer.
+    pub(super) fn walk(&mut self, ticket: Ticket, query: &ReadQuery, env: &mut Env) {
+        let store = self.store.as_ref();
+        let answer = store.and_then(|store| read(&store.reader, query).ok());
+        if self.disk.is_stopped() {
+            return;
+        }
+        let now = self.clock.at(env.now_ns);
+        self.data.core.on_read_done(now, ticket, query, answer);
+        self.schedule_end_of_turn(env);
+    }
+
     fn arm_data_timer(&mut self, env: &mut Env) {
         let deadline_ns = self.data.core.next_deadline_ns();
         let at_ns = self.clock.when(deadline_ns).max(env.now_ns);
@@ -144,7 +166,14 @@ impl Process {
             return;
         }
         self.data.timer_ns = u64::MAX;
+        let stats = self.data.core.stats();
+        if let Some(broken) = queues_are_bounded::check(self.node, &stats) {
+            env.violated(broken.0, broken.1);
+        }
         self.data.core.on_timer(self.clock.at(env.now_ns));
+        if let Some(report) = self.data.core.take_ring_report() {
+            self.control_input(ControlInput::Report(report), env);
+        }
         self.schedule_end_of_turn(env);
     }
 
@@ -277,6 +306,13 @@ impl Process {
             return;
         };
         input.extend_from_slice(bytes);
+        if env.trace.has(Detail::Messages) {
+            let from = env
+                .network
+                .conn(conn)
+                .map(|conn| conn.end(side.other()).node);
+            say_messages(from.unwrap_or_default(), self.node, input, env);
+        }
         let now = self.clock.at(env.now_ns);
         if let Err(error) = self.data.core.on_link_bytes(now, *link, input) {
             env.violated("what a node sends, a node understands", error.to_string());
@@ -309,13 +345,21 @@ impl Process {
             return;
         };
         let to = side.other();
+        let Some(ends) = env.network.conn(conn) else {
+            return;
+        };
+        let pair = (ends.end(side).node, ends.end(to).node);
+        let socket_bytes = env.network.socket_bytes(pair);
         let Some(flow) = env.network.conn(conn).map(|conn| conn.flow_to(to)) else {
             return;
         };
-        let room = SOCKET_BYTES.saturating_sub(flow.in_flight);
+        let room = socket_bytes.saturating_sub(flow.in_flight);
         let bytes = out.split_to(out.len().min(room)).freeze();
         flow.in_flight += bytes.len();
         flow.is_blocked = !out.is_empty();
+        if flow.is_blocked {
+            env.reached.count("writer waited for a full socket");
+        }
         if !bytes.is_empty() {
             env.write(conn, to, bytes);
         }
@@ -333,4 +377,71 @@ impl Process {
     pub(crate) fn usable_peers(&self) -> Vec<NodeId> {
         self.data.core.usable_peers()
     }
+}
+
+/// Writes down the whole messages that have arrived, for people.
+fn say_messages(from: usize, to: usize, input: &BytesMut, env: &mut Env) {
+    let mut input = input.clone();
+    while let Ok(Some(frame)) = next_frame(&mut input) {
+        let what = match decode(frame) {
+            Ok(Some(Message::Put(put))) => format!("put {} ({} bytes)", put.id, put.record.len()),
+            Ok(Some(Message::PutReply(reply))) => {
+                format!("put {}: {}", reply.id, status(reply.status))
+            }
+            Ok(Some(Message::Get(get))) => format!("get {} of {}", get.id, get.key.escape_ascii()),
+            Ok(Some(Message::GetReply(reply))) => {
+                let length = reply.record.map_or(0, |record| record.len());
+                format!("get {}: {}, {length} bytes", reply.id, status(reply.status))
+            }
+            Ok(Some(Message::Scan(scan))) => {
+                format!("scan {} of partition {}", scan.id, scan.partition)
+            }
+            Ok(Some(Message::ScanReply(reply))) => {
+                format!("scan {}: {}", reply.id, status(reply.status))
+            }
+            // Health, not data.
+            Ok(Some(Message::Ping(_) | Message::Pong(_))) => continue,
+            Ok(Some(other)) => sync_words(&other),
+            Ok(None) | Err(_) => "something that nobody understands".to_owned(),
+        };
+        env.line(|| format!("node {} -> node {}: {what}", from + 1, to + 1));
+    }
+}
+
+/// A message of anti-entropy in words.
+fn sync_words(message: &Message) -> String {
+    match message {
+        Message::Roots(roots) => format!("{} roots", roots.items.len()),
+        Message::RootsReply(reply) => {
+            let verdict = |answer: &RootReply| Verdict::try_from(answer.verdict);
+            let is_equal = |answer: &&RootReply| verdict(answer) == Ok(Verdict::Equal);
+            let equal = reply.answers.iter().filter(is_equal).count();
+            format!("{equal} of {} roots are equal", reply.answers.len())
+        }
+        Message::Hashes(hashes) => format!(
+            "hashes of partition {}, epoch {}, level {}",
+            hashes.partition, hashes.epoch, hashes.level
+        ),
+        Message::HashesReply(reply) => format!("{} hashes", reply.hashes.len() / 16),
+        Message::Rows(rows) => format!(
+            "rows of partition {}, epoch {}, bucket {}",
+            rows.partition, rows.epoch, rows.bucket
+        ),
+        Message::RowsReply(reply) => format!("{} rows", reply.rows.len()),
+        Message::Fetch(fetch) => format!("records of {} keys", fetch.keys.len()),
+        Message::FetchReply(reply) => format!("{} records", reply.records.len()),
+        Message::Stream(stream) => format!("a page of partition {}", stream.partition),
+        Message::StreamReply(reply) => format!(
+            "a page: {}, {} records, settled {}",
+            status(reply.status),
+            reply.records.len(),
+            reply.settled
+        ),
+        _ => "something".to_owned(),
+    }
+}
+
+fn status(number: i32) -> String {
+    let status = Status::try_from(number);
+    status.map_or_else(|_| number.to_string(), |status| format!("{status:?}"))
 }

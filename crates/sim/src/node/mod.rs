@@ -10,12 +10,13 @@
 mod control;
 mod damage;
 mod data;
+mod machines;
 mod store;
 
 use std::sync::Arc;
 
 use mds_cluster::{Control, ControlConfig, GossipTiming, RaftTiming};
-use mds_node::core::{Core, CoreConfig};
+use mds_node::core::Core;
 use mds_storage::datadir::{self, DataDir};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::{Disk, FaultyDisk};
@@ -26,12 +27,16 @@ use crate::clock::Clock;
 use crate::env::Env;
 use crate::event::{ClientEvent, Event, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
+use crate::oracle::queues_are_bounded;
 use crate::random::Random;
 use control::ControlLane;
 use data::DataLane;
 use store::StoreLane;
 
+use damage::Rot;
+
 pub(crate) use control::ControlInput;
+pub(crate) use machines::Machines;
 
 /// How often the leader raises the epoch is drawn for each run between these, milliseconds: a few times
 /// in a run, or so often that there is nearly always an entry on its way.
@@ -54,16 +59,8 @@ pub(crate) enum Origin {
     Itself,
     /// The former one was lost, after the cluster was born.
     Empty,
-    /// An old copy has taken its place.
+    /// An old copy has taken its place, or runs beside it.
     Copy,
-}
-
-/// A byte of a file that the disk has changed.
-#[derive(Clone, Debug)]
-pub(crate) struct Rot {
-    path: String,
-    offset: u64,
-    mask: u8,
 }
 
 /// A machine.
@@ -89,6 +86,10 @@ pub(crate) struct Machine {
     random: Random,
     epoch_interval_ms: u64,
     peers: Vec<String>,
+    /// How often its peer address has changed.
+    moves: u32,
+    /// It is the spare one, and no node's directory lies there.
+    is_bare: bool,
 }
 
 /// A running node.
@@ -105,9 +106,12 @@ pub(crate) struct Process {
     store: Option<StoreLane>,
 }
 
-/// The peer address of a machine.
-pub(crate) fn peer_addr(node: usize) -> String {
-    format!("node-{}:9100", node + 1)
+/// The peer address of a machine that has been moved so many times.
+pub(crate) fn peer_addr(node: usize, moves: u32) -> String {
+    match moves {
+        0 => format!("node-{}:9100", node + 1),
+        _ => format!("node-{}-moved-{moves}:9100", node + 1),
+    }
 }
 
 impl Machine {
@@ -132,12 +136,32 @@ impl Machine {
             engine: MemoryEngine::new(),
             random,
             epoch_interval_ms,
-            peers: (0..nodes).map(peer_addr).collect(),
+            peers: (0..nodes).map(|node| peer_addr(node, 0)).collect(),
+            moves: 0,
+            is_bare: node >= nodes,
         }
     }
 
     pub(crate) fn disk(&self) -> &FaultyDisk {
         &self.disk
+    }
+
+    /// Whether there is nothing to start here.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.is_bare
+    }
+
+    /// Where others find the node.
+    pub(crate) fn peer_addr(&self) -> String {
+        peer_addr(self.node, self.moves)
+    }
+
+    /// From now on it is found elsewhere. The node must not run.
+    pub(crate) fn change_address(&mut self, env: &mut Env) {
+        env.machines.remove(&self.peer_addr());
+        self.moves += 1;
+        env.machines.insert(self.peer_addr(), self.node);
+        env.line(|| format!("node {} is at {} now", self.node + 1, self.peer_addr()));
     }
 
     /// This start of the node, if it runs.
@@ -200,14 +224,14 @@ impl Machine {
                 incarnation,
                 count,
                 (self.node, self.life),
-                self.origin,
+                self.is_true_to_its_past(),
                 env,
             )?),
             None => None,
         };
-        let mut core = Core::new(CoreConfig::default(), control.view().clone(), mark);
+        let mut core = Core::new(queues_are_bounded::limits(), control.view().clone(), mark);
         if let Some(store) = &store {
-            core.on_store_open(store.hints_pending());
+            core.on_store_open(store.ledger(), store.hints_pending());
         }
         Ok(Process {
             node: self.node,
@@ -226,7 +250,7 @@ impl Machine {
     fn control_config(&mut self) -> ControlConfig {
         let info = MemberInfo {
             name: format!("node-{}", self.node + 1),
-            peer_addr: peer_addr(self.node),
+            peer_addr: self.peer_addr(),
             resp_addr: String::new(),
             http_addr: String::new(),
             zone: String::new(),
@@ -256,6 +280,8 @@ impl Machine {
             }
             process.die(env);
         }
+        // A start on damaged files that got half-way: what it did to them is of no interest.
+        self.undo_rot();
         self.disk.crash();
     }
 
@@ -293,6 +319,12 @@ impl Machine {
         if is_known {
             self.known_life = self.life;
         }
+    }
+
+    /// Whether the directory has to hold all that the node has ever shown: not, if it is a copy, or if
+    /// a disk has changed what is in it.
+    fn is_true_to_its_past(&self) -> bool {
+        self.origin != Origin::Copy && self.rot.is_none()
     }
 
     /// Plans the next start.
@@ -336,6 +368,7 @@ impl Process {
             NodeEvent::StoreFinish => self.store_finishes(env),
             NodeEvent::StoreDone(done) => self.on_store_done(*done, env),
             NodeEvent::StoreIdle { seq } => self.on_store_idle(seq, env),
+            NodeEvent::Walk(question) => self.walk(question.0, &question.1, env),
             NodeEvent::Flush => self.flush(env),
             NodeEvent::ControlTurn | NodeEvent::ControlTimer => self.control_turn(env),
             NodeEvent::ControlSync => self.control_sync(env),

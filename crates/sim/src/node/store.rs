@@ -10,7 +10,9 @@ use bytes::Bytes;
 use mds_node::store_io::{HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone, StoreIo};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::hints::{HintLimits, HintStore};
-use mds_storage::store::{Flusher, FsyncPolicy, Store, StoreOptions, StoreReader};
+use mds_storage::store::{
+    Flusher, FsyncPolicy, Ledger, Store, StoreError, StoreOptions, StoreReader,
+};
 use mds_storage::{Disk, FaultyDisk};
 use mds_types::{IncarnationId, NodeId, PartitionId, Record};
 
@@ -50,7 +52,7 @@ impl StoreLane {
         incarnation: IncarnationId,
         partitions: u16,
         (node, life): (usize, u64),
-        origin: Origin,
+        is_true_to_its_past: bool,
         env: &mut Env,
     ) -> Result<StoreLane, String> {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -90,13 +92,17 @@ impl StoreLane {
                 records.len()
             )
         });
-        // An old copy shows what was; it may as long as nobody asks it.
-        if origin != Origin::Copy {
+        // An old copy shows what was; it may as long as nobody asks it. Damage is looked at elsewhere.
+        if is_true_to_its_past {
             for broken in env.watch.node_recovered(node, life, &records) {
                 env.violated(broken.0, broken.1);
             }
         }
         Ok(lane)
+    }
+
+    pub(super) fn ledger(&self) -> Arc<Ledger> {
+        self.io.ledger()
     }
 
     pub(super) fn hints_pending(&self) -> Vec<(NodeId, u64)> {
@@ -140,16 +146,16 @@ impl Process {
                 self.incarnation,
                 partitions,
                 name,
-                self.origin,
+                self.origin != Origin::Copy,
                 env,
             )
         });
         match opened {
             _ if self.disk.is_stopped() => {}
             Ok(lane) => {
-                let pending = lane.hints_pending();
+                let (ledger, pending) = (lane.ledger(), lane.hints_pending());
                 self.store = Some(lane);
-                self.data.core.on_store_open(pending);
+                self.data.core.on_store_open(ledger, pending);
                 self.schedule_end_of_turn(env);
                 self.arm_store(env);
             }
@@ -293,6 +299,12 @@ impl Process {
                     let delay_ns = env.some_ns(MILLISECOND_NS, 10 * MILLISECOND_NS);
                     env.node_after(delay_ns, name, NodeEvent::Flush);
                 }
+            }
+            // As the real thread: what waits stays in the log, and it tries again.
+            Err(StoreError::Full) => {
+                lane.is_flush_due = true;
+                let delay_ns = env.some_ns(200 * MILLISECOND_NS, 1_000 * MILLISECOND_NS);
+                env.node_after(delay_ns, name, NodeEvent::Flush);
             }
             Err(error) => {
                 let failed = Some(format!("flushing failed: {error}"));

@@ -6,15 +6,20 @@
 
 mod acknowledged_is_durable;
 mod agreed_only_grows;
+mod counts_are_true;
 mod election_safety;
+mod expires_in_time;
 mod failed_means_nothing;
 mod monotonic_reads;
 mod nothing_invented;
 mod one_cluster;
 mod one_record_per_version;
 mod one_version_per_write;
+mod pages_are_true;
+pub(crate) mod queues_are_bounded;
 mod regular_reads;
 mod replicas_converge;
+mod sessions_hold;
 mod stamps_grow;
 mod state_machine_safety;
 #[cfg(test)]
@@ -23,7 +28,7 @@ mod versions_grow;
 
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply, ClusterView};
-use mds_types::Record;
+use mds_types::{ClusterConfig, Record, Version};
 
 use crate::history::History;
 use agreed_only_grows::AgreedOnlyGrows;
@@ -35,6 +40,8 @@ use state_machine_safety::StateMachineSafety;
 use versions_grow::VersionsGrow;
 
 pub(crate) use replicas_converge::difference;
+/// Broken by a start that does not find what the replica had shown before.
+pub(crate) use versions_grow::INVARIANT as SHOWN_BEFORE;
 
 /// An invariant that was broken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,6 +99,16 @@ impl Watch {
         self.machines.greatest()
     }
 
+    /// What a version of a key names, if a replica ever showed it.
+    fn record(&self, key: &Bytes, version: Version) -> Option<&Record> {
+        self.records.record(key, version)
+    }
+
+    /// The records of a key that replicas have shown, from a version on.
+    fn records_from(&self, key: &Bytes, version: Version) -> impl Iterator<Item = &Record> {
+        self.records.from(key, version)
+    }
+
     /// A client repeats an operation in a way that may make it another write.
     pub(crate) fn repeated_as_another(&mut self, operation: usize) {
         self.writes.repeated_as_another(operation as u64);
@@ -121,15 +138,21 @@ impl Watch {
 pub(crate) fn examine(
     replicas: &[Vec<Record>],
     history: &History,
-    n: u8,
+    watch: &Watch,
+    config: &ClusterConfig,
     lost: impl Fn(&Bytes) -> usize,
 ) -> Vec<Broken> {
+    let n = config.replicas;
     let mut broken = Vec::new();
-    broken.extend(acknowledged_is_durable::check(replicas, history, lost));
+    broken.extend(acknowledged_is_durable::check(replicas, history, &lost));
     broken.extend(nothing_invented::check(replicas, history));
     broken.extend(failed_means_nothing::check(replicas, history));
     broken.extend(stamps_grow::check(history));
     broken.extend(regular_reads::check(history, n));
     broken.extend(monotonic_reads::check(history, n));
+    broken.extend(sessions_hold::check(history, config));
+    broken.extend(expires_in_time::check(history, watch));
+    broken.extend(pages_are_true::check(history, watch, config, lost));
+    broken.extend(counts_are_true::check(replicas, history, config));
     broken
 }

@@ -19,6 +19,21 @@ pub(super) struct OneRecordPerVersion {
 }
 
 impl OneRecordPerVersion {
+    /// What a version of a key names, if a replica ever showed it.
+    pub(super) fn record(&self, key: &Bytes, version: Version) -> Option<&Record> {
+        let (_, record) = self.first.get(&(key.clone(), version))?;
+        Some(record)
+    }
+
+    /// The records of a key that replicas have shown, from a version on.
+    pub(super) fn from(&self, key: &Bytes, version: Version) -> impl Iterator<Item = &Record> {
+        let key = key.clone();
+        let shown = self.first.range((key.clone(), version)..);
+        shown
+            .take_while(move |((of, _), _)| *of == key)
+            .map(|(_, (_, record))| record)
+    }
+
     pub(super) fn visible(&mut self, node: usize, record: &Record) -> Option<Broken> {
         let named = (record.key.clone(), record.version);
         let (first_node, first) = self

@@ -37,12 +37,16 @@ pub(super) fn record_of(key_number: u64, hlc: u64, value: &Bytes) -> Record {
 fn operation(history: &mut History, key_number: u64, kind: Kind, (r, w): (u8, u8), ending: Ending) {
     let invoked_ns = history.operations.len() as u64 * 20;
     let operation = Operation {
+        client: 0,
+        is_session: false,
         key: key(key_number),
         kind,
+        expires_at_ms: None,
         read_quorum: r,
         write_quorum: w,
         invoked_ns,
         returned_ns: None,
+        is_clock_trusted: true,
         ending: Ending::Pending,
     };
     let index = history.begin(operation);

@@ -8,7 +8,7 @@ use mds_types::{Record, Version};
 
 use super::Broken;
 
-const INVARIANT: &str = "a replica's versions only grow";
+pub(crate) const INVARIANT: &str = "a replica's versions only grow";
 
 /// The newest version that each replica has shown of each key.
 #[derive(Default)]

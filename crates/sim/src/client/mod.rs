@@ -6,26 +6,24 @@
 //! any node, or, if it was told none, under its own request id through the same node, which knows it
 //! unless it was restarted. When it gives up, the write's fate stays unknown.
 
-use std::collections::BTreeMap;
+mod plan;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use mds_node::api::{Op, Outcome, Request, RequestError, RequestOptions, Stamp};
-use mds_types::{ClusterConfig, Version};
+use mds_types::{ClusterConfig, Record, Version};
 
 use crate::env::Env;
 use crate::event::{Asker, ClientEvent, Event};
 use crate::faults::MILLISECOND_NS;
 use crate::history::{Ending, History, Kind, Operation};
 use crate::random::Random;
+use walk::Walk;
 
 /// Keys that the clients fight over.
 const KEYS: u64 = 24;
-
-/// The key that everybody wants when there is a hot one.
-const HOT_KEY: u64 = 7;
-
-/// A value above this is counted as huge, bytes: more than a segment of the simulated log holds.
-const HUGE_BYTES: usize = 24 * 1024;
 
 /// Attempts at one operation, at most.
 const ATTEMPTS_MAX: u32 = 4;
@@ -35,10 +33,6 @@ const STORM_ATTEMPTS_MAX: u32 = 12;
 
 /// How long a client lets a node try in a retry storm, milliseconds.
 const STORM_TIMEOUT_MS: u32 = 20;
-
-/// When a value that expires does so, simulated wall clock, milliseconds: after every run, because
-/// what a reader sees at the very moment depends on whose clock it asks.
-const EXPIRES_AT_MS: u64 = 1_893_459_600_000;
 
 /// A client waits this much longer for an answer than it told the node, nanoseconds.
 const PATIENCE_NS: u64 = 500 * MILLISECOND_NS;
@@ -52,6 +46,21 @@ enum Task {
     Work,
     /// Reads these keys, last one first, of so many replicas, through one node.
     Sweep { node: usize, keys: Vec<(Bytes, u8)> },
+    /// Walks through and counts the partitions below this one, through one node.
+    Census { node: usize, below: u16 },
+}
+
+/// How clients share the keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Workload {
+    /// Everybody writes everything, as it comes.
+    Anybody,
+    /// Each key has one client that writes it, carries its token, and does one thing after another.
+    /// With quorums that meet and blocking repair each key is then an atomic register (Attiya,
+    /// Bar-Noy and Dolev, *Sharing Memory Robustly in Message-Passing Systems*, 1995), as long as the
+    /// writer knows what it wrote: a key whose last write may have been done, or done twice, is never
+    /// written again. Nothing expires.
+    OneWriterPerKey,
 }
 
 /// A client.
@@ -64,6 +73,8 @@ struct Client {
     is_careless: bool,
     seen: Option<Version>,
     current: Option<Attempt>,
+    /// A walk through a partition, or the count of one, that is on its way.
+    walk: Option<Walk>,
     next_attempt: u64,
     /// Successes since the last look.
     successes: u64,
@@ -77,7 +88,6 @@ struct Attempt {
     tries: u32,
     /// The stamp that an earlier try was told.
     stamp: Option<Stamp>,
-    expires_at_ms: Option<u64>,
     /// An earlier try may have had an effect.
     may_be_done: bool,
 }
@@ -85,12 +95,29 @@ struct Attempt {
 /// What one try came to.
 enum Heard {
     Ended(Ending),
+    /// Records of a partition in the order of keys, and the key behind which more follow.
+    Page(Vec<Record>, Option<Bytes>),
+    /// Live records of a partition.
+    Count(u64),
     /// Nothing was done.
     Refused,
     /// Nobody knows; perhaps the stamp is known.
     Unknown(Option<Stamp>),
     /// The database says that the client is wrong, which it is not.
     Wrong(String),
+}
+
+impl Heard {
+    /// What a person wants to read of an answer that settles nothing.
+    fn bad_news(&self) -> Option<String> {
+        match self {
+            Heard::Refused => Some("was refused, nothing was done".to_owned()),
+            Heard::Unknown(Some(stamp)) => Some(format!("may be done, under {}", stamp.version)),
+            Heard::Unknown(None) => Some("has no answer: it may be done".to_owned()),
+            Heard::Wrong(what) => Some(format!("is wrong: {what}")),
+            Heard::Ended(_) | Heard::Page(..) | Heard::Count(_) => None,
+        }
+    }
 }
 
 /// All clients and what they heard.
@@ -100,6 +127,10 @@ pub(crate) struct Clients {
     nodes: usize,
     replicas: u8,
     quorums: (u8, u8),
+    partitions: u16,
+    workload: Workload,
+    /// With one writer per key: keys that are not written any more.
+    retired: BTreeSet<Bytes>,
     storm_until_ns: u64,
 }
 
@@ -109,14 +140,17 @@ impl Clients {
         nodes: usize,
         clients: usize,
         config: &ClusterConfig,
+        workload: Workload,
     ) -> Clients {
+        let is_shared = workload == Workload::Anybody;
         let client = |index| Client {
             random: random.part("client", index),
             task: Task::Rest,
-            is_session: index % 2 == 0,
-            is_careless: index % 5 == 4,
+            is_session: index % 2 == 0 || !is_shared,
+            is_careless: index % 5 == 4 && is_shared,
             seen: None,
             current: None,
+            walk: None,
             next_attempt: 0,
             successes: 0,
         };
@@ -127,8 +161,16 @@ impl Clients {
             nodes,
             replicas: config.replicas,
             quorums: (config.read_quorum, config.write_quorum),
+            partitions: config.partition_count,
+            workload,
+            retired: BTreeSet::new(),
             storm_until_ns: 0,
         }
+    }
+
+    /// How the keys are shared.
+    pub(crate) fn workload(&self) -> Workload {
+        self.workload
     }
 
     /// All but the last begin to work.
@@ -156,7 +198,9 @@ impl Clients {
 
     /// Whether nobody waits for anything.
     pub(crate) fn are_idle(&self) -> bool {
-        self.clients.iter().all(|client| client.current.is_none())
+        self.clients
+            .iter()
+            .all(|client| client.current.is_none() && client.walk.is_none())
     }
 
     /// Everything that is written to, and one key that nobody writes: it can be read all the same.
@@ -184,10 +228,10 @@ impl Clients {
         );
     }
 
+    /// Whether the last client has not seen everything yet.
     pub(crate) fn is_sweeping(&self) -> bool {
-        self.clients
-            .iter()
-            .any(|client| matches!(client.task, Task::Sweep { .. }))
+        let is_at_it = |task: &Task| matches!(task, Task::Sweep { .. } | Task::Census { .. });
+        self.clients.iter().any(|client| is_at_it(&client.task))
     }
 
     /// The least number of successes of a working client since [`Clients::forget_successes`].
@@ -215,103 +259,31 @@ impl Clients {
             }
         };
         let (number, heard) = heard;
-        let current = &self.clients[index].current;
-        if current
-            .as_ref()
-            .is_some_and(|attempt| attempt.number == number)
-        {
+        let client = &self.clients[index];
+        let is_of = |attempt: &Attempt| attempt.number == number;
+        if client.current.as_ref().is_some_and(is_of) {
             self.on_heard(index, heard, env);
+        } else if client.walk.as_ref().is_some_and(|walk| walk.is_of(number)) {
+            self.on_walk_heard(index, heard, env);
         }
-    }
-
-    fn begin(&mut self, index: usize, env: &mut Env) {
-        let client = &mut self.clients[index];
-        if client.current.is_some() {
-            return;
-        }
-        let (mut read_quorum, mut write_quorum) = self.quorums;
-        let (key, kind, node) = match &mut client.task {
-            Task::Rest => return,
-            Task::Sweep { node, keys } => {
-                let Some((key, replicas)) = keys.pop() else {
-                    client.task = Task::Rest;
-                    return;
-                };
-                read_quorum = replicas;
-                (key, Kind::Get, *node)
-            }
-            Task::Work => {
-                let random = &mut client.random;
-                let faults = &env.network.faults;
-                // Now and then other quorums than the cluster's.
-                if random.below(5) == 0 {
-                    read_quorum = random.between(1, u64::from(self.replicas)) as u8;
-                }
-                if random.below(5) == 0 {
-                    write_quorum = random.between(1, u64::from(self.replicas)) as u8;
-                }
-                let kind = match random.below(20) {
-                    0..9 => Kind::Get,
-                    9..18 => Kind::Put {
-                        value: self.history.next_value(random, faults),
-                    },
-                    _ => Kind::Delete,
-                };
-                let number = match random.chance(faults.hot_key_ppm) {
-                    true => {
-                        env.counts.count("hot key");
-                        HOT_KEY
-                    }
-                    false => random.below(KEYS),
-                };
-                (key(number), kind, random.index(self.nodes))
-            }
-        };
-        if matches!(&kind, Kind::Put { value } if value.len() > HUGE_BYTES) {
-            env.counts.count("huge value");
-        }
-        let operation = self.history.begin(Operation {
-            key,
-            kind,
-            read_quorum,
-            write_quorum,
-            invoked_ns: env.now_ns,
-            returned_ns: None,
-            ending: Ending::Pending,
-        });
-        let expires_at_ms = (client.random.below(10) == 0).then_some(EXPIRES_AT_MS);
-        let number = client.next_attempt();
-        client.current = Some(Attempt {
-            number,
-            operation,
-            node,
-            tries: 1,
-            stamp: None,
-            expires_at_ms,
-            may_be_done: false,
-        });
-        self.send(index, env);
     }
 
     /// Sends the current attempt on its way.
     fn send(&mut self, index: usize, env: &mut Env) {
+        let is_storm = env.now_ns < self.storm_until_ns;
         let client = &mut self.clients[index];
+        let timeout_ms = client.timeout_ms(is_storm);
         let Some(attempt) = &client.current else {
             return;
         };
         let operation = &self.history.operations[attempt.operation];
-        let is_storm = env.now_ns < self.storm_until_ns;
-        let timeout_ms = match is_storm {
-            true => STORM_TIMEOUT_MS,
-            false => client.random.between(200, 2_000) as u32,
-        };
         let key = operation.key.clone();
         let op = match &operation.kind {
             Kind::Get => Op::Get { key },
             Kind::Put { value } => Op::Put {
                 key,
                 value: value.clone(),
-                expires_at_ms: attempt.expires_at_ms,
+                expires_at_ms: operation.expires_at_ms,
             },
             Kind::Delete => Op::Delete { key },
         };
@@ -324,31 +296,44 @@ impl Clients {
             stamp: attempt.stamp.filter(|_| !is_read),
             request_id: (!is_read && !client.is_careless).then_some(attempt.operation as u128),
         };
+        let (node, number, tries) = (attempt.node, attempt.number, attempt.tries);
+        env.line(|| {
+            let (what, key) = (operation.kind.name(), operation.key.escape_ascii());
+            let quorums = (operation.read_quorum, operation.write_quorum);
+            let again = match (tries, attempt.stamp.is_some() && !is_read) {
+                (1, _) => String::new(),
+                (_, true) => format!(", try {tries}, by its token"),
+                (_, false) => format!(", try {tries}"),
+            };
+            let (number, node) = (attempt.operation, node + 1);
+            let (r, w) = quorums;
+            format!(
+                "client {index} -> node {node}: #{number} {what} {key}, R = {r}, W = {w}{again}"
+            )
+        });
+        self.ask(index, node, number, Request { op, options }, env);
+    }
+
+    /// Hands a request to a node, and waits for an answer for a while.
+    fn ask(&mut self, index: usize, node: usize, attempt: u64, request: Request, env: &mut Env) {
+        let timeout_ms = request.options.timeout_ms.unwrap_or(0);
+        let delay_ns = self.clients[index].random.between(20_000, 200_000);
         let from = Asker {
             client: index,
-            attempt: attempt.number,
+            attempt,
         };
-        let (node, request) = (attempt.node, Box::new(Request { op, options }));
-        let delay_ns = client.random.between(20_000, 200_000);
         env.after(
             delay_ns,
             Event::Request {
                 node,
                 from,
-                request,
+                request: Box::new(request),
             },
         );
         let patience_ns = u64::from(timeout_ms) * MILLISECOND_NS + PATIENCE_NS;
-        let timeout = ClientEvent::Timeout {
-            attempt: from.attempt,
-        };
-        env.after(
-            patience_ns,
-            Event::Client {
-                client: index,
-                event: timeout,
-            },
-        );
+        let event = ClientEvent::Timeout { attempt };
+        let client = index;
+        env.after(patience_ns, Event::Client { client, event });
     }
 
     fn on_heard(&mut self, index: usize, heard: Heard, env: &mut Env) {
@@ -356,6 +341,10 @@ impl Clients {
         let Some(mut attempt) = client.current.take() else {
             return;
         };
+        if let Some(why) = heard.bad_news() {
+            let (number, node) = (attempt.operation, attempt.node + 1);
+            env.line(|| format!("client {index} <- node {node}: #{number} {why}"));
+        }
         let is_read = self.history.operations[attempt.operation].kind == Kind::Get;
         let is_storm = env.now_ns < self.storm_until_ns;
         let attempts_max = if is_storm {
@@ -382,6 +371,11 @@ impl Clients {
                 env.violated("a correct request is never refused as wrong", detail);
                 Ending::Failed
             }
+            Heard::Page(..) | Heard::Count(_) => {
+                let detail = "a read or write was answered by a page or a count".to_owned();
+                env.violated("an answer fits its question", detail);
+                Ending::Failed
+            }
             Heard::Refused | Heard::Unknown(_) if is_read => Ending::Failed,
             Heard::Refused | Heard::Unknown(_) => {
                 let is_same_node = match heard {
@@ -402,7 +396,9 @@ impl Clients {
                     // The node may have been started again and not know the request's name.
                     if attempt.may_be_done && attempt.stamp.is_none() {
                         env.watch.repeated_as_another(attempt.operation);
+                        self.retire(attempt.operation, env);
                     }
+                    let client = &mut self.clients[index];
                     attempt.number = client.next_attempt();
                     if !is_same_node {
                         attempt.node = client.random.index(self.nodes);
@@ -434,11 +430,7 @@ impl Clients {
         env.trace.line(env.now_ns, || {
             let operation = &self.history.operations[attempt.operation];
             let key = String::from_utf8_lossy(&operation.key).into_owned();
-            let what = match &operation.kind {
-                Kind::Get => "get",
-                Kind::Put { .. } => "put",
-                Kind::Delete => "delete",
-            };
+            let what = operation.kind.name();
             let how = match &ending {
                 Ending::Read {
                     version: Some(version),
@@ -453,12 +445,32 @@ impl Clients {
                 other => format!("{other:?}"),
             };
             let (number, node) = (attempt.operation, attempt.node + 1);
-            format!("client {index} #{number} {what} {key} through node {node}: {how}")
+            format!("client {index} <- node {node}: #{number} {what} {key}: {how}")
         });
         if ending == Ending::Unknown {
             env.reached.count("write ended unknown");
+            self.retire(attempt.operation, env);
         }
         self.history.end(attempt.operation, env.now_ns, ending);
+        self.history.operations[attempt.operation].is_clock_trusted =
+            !env.wrong_clocks.contains(&attempt.node);
+        self.think(index, env);
+    }
+
+    /// With one writer per key: a write that may be done later, or under two versions, is the last
+    /// one of its key.
+    fn retire(&mut self, operation: usize, env: &mut Env) {
+        if self.workload == Workload::OneWriterPerKey {
+            let key = self.history.operations[operation].key.clone();
+            if self.retired.insert(key) {
+                env.reached.count("key written no more");
+            }
+        }
+    }
+
+    /// A pause before the next thing.
+    fn think(&mut self, index: usize, env: &mut Env) {
+        let client = &mut self.clients[index];
         let think_ns = match env.now_ns < self.storm_until_ns {
             true => client.random.below(MILLISECOND_NS),
             false => client.random.between(MILLISECOND_NS, 60 * MILLISECOND_NS),
@@ -500,6 +512,14 @@ impl Client {
         self.next_attempt += 1;
         self.next_attempt
     }
+
+    /// How long it lets a node try, milliseconds.
+    fn timeout_ms(&mut self, is_storm: bool) -> u32 {
+        match is_storm {
+            true => STORM_TIMEOUT_MS,
+            false => self.random.between(200, 2_000) as u32,
+        }
+    }
 }
 
 fn key(number: u64) -> Bytes {
@@ -510,7 +530,8 @@ fn heard(result: Result<Outcome, RequestError>) -> Heard {
     match result {
         Ok(Outcome::Read { version, value, .. }) => Heard::Ended(Ending::Read { version, value }),
         Ok(Outcome::Written { version, .. }) => Heard::Ended(Ending::Written { version }),
-        Ok(other) => Heard::Wrong(format!("answered by {other:?}")),
+        Ok(Outcome::Page { records, next }) => Heard::Page(records, next),
+        Ok(Outcome::Count(count)) => Heard::Count(count),
         Err(RequestError::Unknown { stamp, .. }) => Heard::Unknown(Some(stamp)),
         Err(
             RequestError::Unavailable { .. }

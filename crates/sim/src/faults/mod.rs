@@ -6,10 +6,13 @@
 //! happened is counted under its name, so that a run can say what it has been through.
 
 mod combined;
+mod draw;
 
 use std::collections::BTreeMap;
 
 use crate::random::Random;
+
+pub use draw::draw_schedule;
 
 /// A second of simulated time, nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
@@ -211,8 +214,9 @@ pub enum Action {
         /// For so long, nanoseconds.
         for_ns: u64,
     },
-    /// The node is killed, and a byte of one of its small state files has changed when it is started
-    /// again. It must refuse to start and name the file. Then the byte is put right.
+    /// The node is killed, and a bit of one of its files has changed when it is started again: of a
+    /// state file, of a log, of a run file, of hints. It must refuse to start and name the file, or be
+    /// none the worse for it; `node::damage` says what is due to which file. Then the bit is put right.
     BitRot {
         /// Which node.
         node: usize,
@@ -250,6 +254,31 @@ pub enum Action {
         node: usize,
         /// It is started again after this long, nanoseconds.
         down_ns: u64,
+    },
+    /// A node stops reading what another sends it on data connections, and its kernel's buffers stay
+    /// full: the sender is left with what it cannot get rid of.
+    SlowConsumer {
+        /// The sender, and who does not read.
+        pair: (usize, usize),
+        /// For so long, nanoseconds.
+        for_ns: u64,
+    },
+    /// The node is killed and comes back under another peer address, as a container on another machine
+    /// with the same volume. The others must find it again.
+    Move {
+        /// Which node.
+        node: usize,
+        /// It is started again after this long, nanoseconds.
+        down_ns: u64,
+    },
+    /// The copy of the directory is started on a machine of its own, under another peer address, while
+    /// the original runs. The cluster must refuse the copy, however often it is started, and the
+    /// original must go on.
+    StartClone {
+        /// Which node's copy.
+        node: usize,
+        /// It is started again and again for so long, nanoseconds.
+        for_ns: u64,
     },
     /// The wall clock jumps, and is put right after a while.
     ClockJump {
@@ -289,207 +318,6 @@ pub enum Traffic {
 
 /// Large faults, by the simulated time at which they happen, counted from the first.
 pub type Schedule = Vec<(u64, Action)>;
-
-/// Losing a directory for good is drawn in one of so many runs.
-const LOSS_ONE_IN: u64 = 4;
-
-/// A clock that jumps ahead stays this close to time, microseconds: nodes refuse tokens 2.5 s ahead
-/// of them, other clocks are wrong besides, and marks lead.
-const JUMP_AHEAD_US_MAX: u64 = 1_000_000;
-
-/// A clock may go back by as much as it likes, microseconds: a day.
-const JUMP_BACK_US_MAX: u64 = 86_400_000_000;
-
-/// Draws a schedule that lasts this long.
-pub fn draw_schedule(random: &mut Random, nodes: usize, lasts_ns: u64) -> Schedule {
-    let mut schedule = Schedule::new();
-    let mut at_ns = 0;
-    loop {
-        at_ns += random.between(200 * MILLISECOND_NS, 2_500 * MILLISECOND_NS);
-        if at_ns >= lasts_ns {
-            break;
-        }
-        if let Some(combined) = combined::draw(random, nodes, at_ns) {
-            schedule.extend(combined);
-        } else if random.below(12) == 0 {
-            schedule.extend(draw_swizzle(random, nodes, at_ns));
-        } else {
-            schedule.push((at_ns, draw_action(random, nodes)));
-        }
-    }
-    // One disk at most: with two lost, writes acknowledged with W = 2 may be gone, and rightly.
-    if random.below(LOSS_ONE_IN) == 0 {
-        schedule.extend(draw_loss(random, nodes, lasts_ns));
-    }
-    schedule.sort_by_key(|&(at_ns, _)| at_ns);
-    schedule
-}
-
-/// FoundationDB's *swizzle-clog*: some nodes are cut off one after another, and come back in another
-/// order.
-fn draw_swizzle(random: &mut Random, nodes: usize, from_ns: u64) -> Schedule {
-    let mut at_ns = from_ns;
-    let first = random.index(nodes);
-    let count = random.between(2, nodes as u64) as usize;
-    let swizzled = (0..count).map(|index| (first + index) % nodes);
-    swizzled
-        .map(|node| {
-            at_ns += random.between(10 * MILLISECOND_NS, 300 * MILLISECOND_NS);
-            let for_ns = random.between(300 * MILLISECOND_NS, 3 * SECOND_NS);
-            let pairs = around(node, nodes);
-            (
-                at_ns,
-                cut("network swizzled", Traffic::Everything, pairs, for_ns),
-            )
-        })
-        .collect()
-}
-
-/// The loss of one directory: by itself, or by an old copy in its place.
-fn draw_loss(random: &mut Random, nodes: usize, lasts_ns: u64) -> Schedule {
-    let node = random.index(nodes);
-    let down_ns = random.between(50 * MILLISECOND_NS, 3 * SECOND_NS);
-    let at_ns = random.between(lasts_ns / 2, lasts_ns - 1);
-    if random.below(2) == 0 {
-        return vec![(at_ns, Action::Wipe { node, down_ns })];
-    }
-    // It has to start and be known to have started between the two.
-    let down = 50 * MILLISECOND_NS;
-    vec![
-        (lasts_ns / 8, Action::CopyDirectory { node }),
-        (
-            lasts_ns / 4,
-            Action::Kill {
-                node,
-                down_ns: down,
-            },
-        ),
-        (at_ns, Action::RestoreCopy { node, down_ns }),
-    ]
-}
-
-fn cut(name: &'static str, traffic: Traffic, pairs: Vec<(usize, usize)>, for_ns: u64) -> Action {
-    Action::Cut {
-        name,
-        traffic,
-        pairs,
-        for_ns,
-    }
-}
-
-/// All links of a node, both ways.
-fn around(node: usize, nodes: usize) -> Vec<(usize, usize)> {
-    let others = (0..nodes).filter(|&other| other != node);
-    others
-        .flat_map(|other| [(node, other), (other, node)])
-        .collect()
-}
-
-fn draw_action(random: &mut Random, nodes: usize) -> Action {
-    let node = random.index(nodes);
-    let down_ns = random.between(50 * MILLISECOND_NS, 3 * SECOND_NS);
-    let for_ns = random.between(100 * MILLISECOND_NS, 4 * SECOND_NS);
-    match random.below(24) {
-        0 | 1 => Action::PowerLoss { node, down_ns },
-        2 | 3 => Action::Kill { node, down_ns },
-        4..=6 => Action::PowerLossInDisk {
-            node,
-            operations: random.below(60),
-            down_ns,
-        },
-        7 | 8 => Action::Pause { node, for_ns },
-        9..=15 => draw_network(random, node, nodes, for_ns),
-        16..=20 => draw_disk(random, node, for_ns, down_ns),
-        21 => Action::RetryStorm { for_ns },
-        _ => draw_clock(random, node, for_ns),
-    }
-}
-
-fn draw_network(random: &mut Random, node: usize, nodes: usize, for_ns: u64) -> Action {
-    let other = (node + 1 + random.index(nodes - 1)) % nodes;
-    match random.below(7) {
-        0 => {
-            let pairs = around(node, nodes);
-            cut("node cut off", Traffic::Everything, pairs, for_ns)
-        }
-        1 => cut(
-            "one-way cut",
-            Traffic::Everything,
-            vec![(node, other)],
-            for_ns,
-        ),
-        // Both still reach all others: a bridge, reachability is not transitive.
-        2 => {
-            let pairs = vec![(node, other), (other, node)];
-            cut("bridge left", Traffic::Everything, pairs, for_ns)
-        }
-        3 => {
-            let pairs = around(node, nodes);
-            cut("gossip cut, data flows", Traffic::Gossip, pairs, for_ns)
-        }
-        4 => {
-            let pairs = around(node, nodes);
-            cut("data cut, gossip flows", Traffic::Data, pairs, for_ns)
-        }
-        5 => Action::SlowLink {
-            pair: (node, other),
-            by_ns: random.between(20 * MILLISECOND_NS, 800 * MILLISECOND_NS),
-            for_ns,
-        },
-        _ => Action::ResetStreams { one: node, other },
-    }
-}
-
-fn draw_disk(random: &mut Random, node: usize, for_ns: u64, down_ns: u64) -> Action {
-    match random.below(6) {
-        0 => Action::DiskFull {
-            node,
-            room_bytes: random.below(20_000),
-            for_ns,
-        },
-        1 => Action::SyncError {
-            node,
-            syncs: random.below(20),
-            down_ns,
-        },
-        2 => Action::WriteError {
-            node,
-            appends: random.below(30),
-            down_ns,
-        },
-        3 => Action::ReadError { node, for_ns },
-        4 => Action::BitRot {
-            node,
-            draw: random.bits(),
-            down_ns,
-        },
-        _ => Action::SlowDisk {
-            node,
-            by_ns: random.between(20 * MILLISECOND_NS, 500 * MILLISECOND_NS),
-            for_ns,
-        },
-    }
-}
-
-fn draw_clock(random: &mut Random, node: usize, for_ns: u64) -> Action {
-    match random.below(3) {
-        0 => Action::ClockFreeze { node, for_ns },
-        1 => Action::ClockJump {
-            node,
-            by_us: random.below(JUMP_AHEAD_US_MAX) as i64,
-            for_ns,
-        },
-        _ => {
-            // As often by milliseconds as by hours.
-            let most_us = JUMP_BACK_US_MAX >> random.below(25);
-            Action::ClockJump {
-                node,
-                by_us: -(random.below(most_us) as i64),
-                for_ns,
-            }
-        }
-    }
-}
 
 /// How often something happened, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -1,0 +1,15 @@
+//! Seeds that once found a bug. A seed means another run once the code around it changes, so each bug
+//! also has a test of its own beside the code; here the way is kept on which it was found.
+
+use mds_sim::{Settings, run};
+
+/// A copy of a node's directory that was started often, refused each time, and removed: its original
+/// stayed out of gossip for good (15, 342), or was refused for not having what the copy had acknowledged
+/// to Raft (582).
+#[test]
+fn a_refused_copy_leaves_its_original_alone() {
+    for seed in [15, 342, 582] {
+        let report = run(seed, &Settings::default());
+        assert_eq!(report.violations, [], "seed {seed}");
+    }
+}
