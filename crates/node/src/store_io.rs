@@ -209,6 +209,8 @@ pub struct StoreDone {
     pub settled: Option<Vec<(PartitionId, Epoch)>>,
     /// Pairs that were settled.
     pub settled_count: u64,
+    /// Dead records that were removed because all replicas were proved to have them.
+    pub collected: u64,
     /// Partitions that turned out to be wrong here: another replica has settled with another chain.
     pub wrong: Vec<PartitionId>,
 }
@@ -321,7 +323,7 @@ impl StoreIo {
                 self.note_failure(error, &mut done);
             }
         }
-        if let Err(error) = self.tidy() {
+        if let Err(error) = self.tidy(&mut done) {
             self.note_failure(error, &mut done);
         }
         let ledger = self.store.reader().ledger();
@@ -463,7 +465,7 @@ impl StoreIo {
     }
 
     /// A bounded step of what goes on by itself: wiping, and collecting what is settled.
-    fn tidy(&mut self) -> Result<(), StoreError> {
+    fn tidy(&mut self, done: &mut StoreDone) -> Result<(), StoreError> {
         if self.wants_wiping {
             self.wants_wiping = self.store.continue_wipe()? != WipeProgress::Done;
         }
@@ -484,6 +486,7 @@ impl StoreIo {
             }
             let floor = floors.floor(Epoch(entry.settled.0 + 1));
             let step = self.store.collect(partition, floor, rows_left)?;
+            done.collected += step.removed;
             if step.more {
                 return Ok(());
             }

@@ -64,9 +64,12 @@ const FAULTS: [&str; 55] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 23] = [
+const STATES: [&str; 26] = [
     "leader elected",
+    "epoch closed",
     "epoch learnt",
+    "epoch settled",
+    "tombstone collected",
     "read hedged",
     "read found a difference",
     "record repaired",

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use mds_types::{Epoch, PartitionId};
 
 use crate::event::{ClientEvent, Event, NodeEvent, Part, Undo};
 use crate::faults::{Counts, Traffic};
@@ -39,6 +40,10 @@ pub(crate) struct Env {
     pub(crate) leader_loss: Option<u64>,
     /// Nodes that say they cannot go on, with the start that says so: the world's to handle.
     pub(crate) failures: Vec<((usize, u64), String)>,
+    /// Keys of which a replica shows nothing any more: the world's to look at, with all replicas in view.
+    pub(crate) gone: Vec<(usize, Bytes)>,
+    /// Partitions that a replica has settled up to an epoch, likewise.
+    pub(crate) settled: Vec<(usize, PartitionId, Epoch)>,
 }
 
 impl Env {
@@ -58,6 +63,8 @@ impl Env {
             wrong_clocks: BTreeSet::new(),
             leader_loss: None,
             failures: Vec::new(),
+            gone: Vec::new(),
+            settled: Vec::new(),
         }
     }
 

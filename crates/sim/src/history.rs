@@ -97,7 +97,7 @@ pub(crate) struct Count {
 
 /// What clients did in a run: operations in the order in which they began, pages and counts in the
 /// order of their answers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) operations: Vec<Operation>,
     pub(crate) pages: Vec<Page>,

@@ -454,7 +454,8 @@ fn sweep(world: &mut World) {
         let Some(replicas) = replicas(world) else {
             return;
         };
-        difference = oracle::difference(&replicas, |key| holders(world, key));
+        let watch = &world.env.watch;
+        difference = oracle::difference(&replicas, watch, |key| holders(world, key));
         if difference.is_none() {
             return;
         }

@@ -5,7 +5,7 @@
 //! does not come from the seed: so a seed is a run.
 
 use mds_cluster::AdminRequest;
-use mds_types::ClusterConfig;
+use mds_types::{ClusterConfig, Record, Version};
 
 use crate::client::{Clients, Workload};
 use crate::env::Env;
@@ -13,6 +13,8 @@ use crate::event::{ClientEvent, Event, NodeEvent, Part};
 use crate::faults::{FaultConfig, MILLISECOND_NS, SECOND_NS, Traffic};
 use crate::network::{ConnId, Network, Side};
 use crate::node::{ControlInput, Machines, Origin, Power, Process, peer_addr};
+use crate::oracle::Watch;
+use crate::oracle::settled_is_equal::{self, Held};
 use crate::random::Random;
 use crate::trace::{Detail, Trace};
 
@@ -127,6 +129,51 @@ impl World {
         while let Some(((node, life), reason)) = self.env.failures.pop() {
             self.on_node_failed(node, life, &reason);
         }
+        self.look_at_gone();
+        self.look_at_settled();
+    }
+
+    /// What a replica has collected must have been dead, and older than what all others hold.
+    fn look_at_gone(&mut self) {
+        for (node, key) in std::mem::take(&mut self.env.gone) {
+            let others: Vec<(usize, Version)> = self
+                .replicas_of(node)
+                .filter_map(|(other, process)| Some((other, process.record(&key)?.version)))
+                .collect();
+            let now_ns = self.env.now_ns;
+            if let Some(broken) = self.env.watch.gone(now_ns, node, &key, &others) {
+                self.env.violated(broken.0, broken.1);
+            }
+        }
+    }
+
+    /// What a replica has settled must be the same on all others.
+    fn look_at_settled(&mut self) {
+        for (node, partition, epoch) in std::mem::take(&mut self.env.settled) {
+            let process = self.machines[node].process.as_ref();
+            let Some(first) = process.and_then(|process| process.held(partition)) else {
+                continue;
+            };
+            let others: Vec<Held> = self
+                .replicas_of(node)
+                .filter_map(|(_, process)| process.held(partition))
+                .collect();
+            let now_ns = self.env.now_ns;
+            let is_dead = |record: &Record| Watch::is_dead(record, now_ns);
+            if let Some(broken) =
+                settled_is_equal::check(partition, epoch, &first, &others, is_dead)
+            {
+                self.env.violated(broken.0, broken.1);
+            }
+        }
+    }
+
+    /// The running nodes beside one, those on copies of directories left out.
+    fn replicas_of(&self, node: usize) -> impl Iterator<Item = (usize, &Process)> {
+        let machines = self.machines.iter().enumerate();
+        machines
+            .filter(move |(other, machine)| *other != node && machine.origin == Origin::Itself)
+            .filter_map(|(other, machine)| Some((other, machine.process.as_ref()?)))
     }
 
     /// A node stops itself. It may if its disk is to blame; somebody sees to the disk and starts it

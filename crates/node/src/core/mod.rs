@@ -502,6 +502,11 @@ impl Core {
         self.rings.current()
     }
 
+    /// Whether this node is a replica of a partition, in any ring that is written to.
+    pub fn holds(&self, partition: PartitionId) -> bool {
+        self.rings.is_holder(partition, self.view.me)
+    }
+
     // ---- common to the coordinator's parts ----------------------------------------------------
 
     /// Refuses the writes that wait for the clock's mark and are due by then.

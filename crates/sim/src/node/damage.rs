@@ -17,7 +17,7 @@
 use mds_storage::engine::{Engine, MemoryEngine};
 use mds_storage::{Disk, FaultyDisk, datadir};
 
-use super::{Machine, Origin};
+use super::{Machine, Origin, Process};
 use crate::env::Env;
 use crate::oracle::SHOWN_BEFORE;
 
@@ -181,10 +181,17 @@ impl Machine {
         let records = self.process.as_ref().map(|process| process.all_records());
         // Without a store nothing can have been lost.
         let records = records.and_then(Result::ok).unwrap_or_default();
+        let ledger = self.process.as_ref().and_then(Process::ledger);
         let broken = match self.origin {
             // It may show what was, and nobody asks it.
             Origin::Copy => Vec::new(),
-            _ => env.watch.node_recovered(self.node, self.life, &records),
+            _ => match ledger {
+                Some(ledger) => {
+                    let at = (env.now_ns, self.node, self.life);
+                    env.watch.node_recovered(at, &records, &ledger)
+                }
+                None => Vec::new(),
+            },
         };
         let is_cut = !broken.is_empty() && broken.iter().all(|(name, _)| *name == SHOWN_BEFORE);
         let is_excused = is_cut && rot.may_be_cut();

@@ -11,15 +11,17 @@ use mds_node::store_io::{HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone,
 use mds_storage::engine::MemoryEngine;
 use mds_storage::hints::{HintLimits, HintStore};
 use mds_storage::store::{
-    Flusher, FsyncPolicy, Ledger, Store, StoreError, StoreOptions, StoreReader,
+    Flusher, FsyncPolicy, Ledger, PartitionState, Store, StoreError, StoreOptions, StoreReader,
 };
 use mds_storage::{Disk, FaultyDisk};
+use mds_types::slot::partition_of;
 use mds_types::{IncarnationId, NodeId, PartitionId, Record};
 
 use super::{Origin, Process};
 use crate::env::Env;
 use crate::event::NodeEvent;
 use crate::faults::MILLISECOND_NS;
+use crate::oracle::settled_is_equal::Held;
 
 /// Small, so that a run goes through many segments and flushes.
 const SEGMENT_BYTES_MAX: usize = 24 * 1024;
@@ -42,6 +44,8 @@ pub(super) struct StoreLane {
     is_begin_due: bool,
     is_flush_due: bool,
     idle_seq: u64,
+    /// The ledger as the oracle last saw it.
+    seen: Arc<Ledger>,
 }
 
 impl StoreLane {
@@ -74,6 +78,7 @@ impl StoreLane {
         let in_the_way = flusher.clone();
         io.set_wait_for_flusher(Box::new(move || in_the_way.work().unwrap_or(false)));
         let lane = StoreLane {
+            seen: io.ledger(),
             io,
             reader,
             flusher,
@@ -94,7 +99,8 @@ impl StoreLane {
         });
         // An old copy shows what was; it may as long as nobody asks it. Damage is looked at elsewhere.
         if is_true_to_its_past {
-            for broken in env.watch.node_recovered(node, life, &records) {
+            let at = (env.now_ns, node, life);
+            for broken in env.watch.node_recovered(at, &records, &lane.seen) {
                 env.violated(broken.0, broken.1);
             }
         }
@@ -233,9 +239,42 @@ impl Process {
                 Err(error) => env.violated("a sound store can be read", error.to_string()),
             }
         }
+        self.look_at_promises(&done, env);
         let hop_ns = env.hop_ns();
         env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(Box::new(done)));
         self.after_store_work(env);
+    }
+
+    /// Has the oracle look at what the store has promised, collected and wiped.
+    fn look_at_promises(&mut self, done: &StoreDone, env: &mut Env) {
+        let Some(lane) = &mut self.store else { return };
+        if done.collected > 0 {
+            env.reached.add("tombstone collected", done.collected);
+            for (key, _) in env.watch.shown(self.node) {
+                if matches!(lane.reader.get(&key), Ok(None)) {
+                    env.gone.push((self.node, key));
+                }
+            }
+        }
+        env.reached
+            .add("partition found wrong", done.wrong.len() as u64);
+        let Some(ledger) = &done.ledger else { return };
+        let before = std::mem::replace(&mut lane.seen, ledger.clone());
+        if ledger.closed > before.closed {
+            env.reached.count("epoch closed");
+        }
+        for (partition, entry) in ledger.partitions() {
+            let was = before.partition(partition);
+            if entry.settled > was.settled {
+                env.reached.count("epoch settled");
+                env.settled.push((self.node, partition, entry.settled));
+            }
+            if was.state == PartitionState::Held && entry.state != PartitionState::Held {
+                let partitions = lane.partitions;
+                env.watch
+                    .partition_wiped(self.node, |key| partition_of(key, partitions) == partition);
+            }
+        }
     }
 
     fn after_store_work(&mut self, env: &mut Env) {
@@ -277,7 +316,8 @@ impl Process {
         if self.disk.is_stopped() {
             return;
         }
-        if done.failed.is_some() {
+        self.look_at_promises(&done, env);
+        if done.failed.is_some() || done.ledger.is_some() {
             let hop_ns = env.hop_ns();
             env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(Box::new(done)));
         }
@@ -324,6 +364,36 @@ impl Process {
         let now = self.clock.at(env.now_ns);
         self.data.core.on_store_done(now, done);
         self.schedule_end_of_turn(env);
+    }
+
+    /// What this node's store has promised.
+    pub(crate) fn ledger(&self) -> Option<Arc<Ledger>> {
+        Some(self.store.as_ref()?.ledger())
+    }
+
+    /// What this node holds of a key, for the oracle.
+    pub(crate) fn record(&self, key: &[u8]) -> Option<Record> {
+        self.store.as_ref()?.reader.get(key).ok()?
+    }
+
+    /// What this node holds of a partition, if it is a replica of it like any other.
+    pub(crate) fn held(&self, partition: PartitionId) -> Option<Held> {
+        let lane = self.store.as_ref()?;
+        let ledger = lane.io.ledger();
+        let entry = ledger.partition(partition);
+        let is_replica = self.data.core.holds(partition);
+        if entry.state != PartitionState::Held || !is_replica || self.origin != Origin::Itself {
+            return None;
+        }
+        let (records, more) = lane
+            .reader
+            .scan_page(partition, None, usize::MAX, usize::MAX)
+            .ok()?;
+        (!more).then_some(Held {
+            node: self.node,
+            records,
+            settled: entry.settled,
+        })
     }
 
     /// All records of this node's replica, for the oracle.

@@ -6,6 +6,7 @@
 
 mod acknowledged_is_durable;
 mod agreed_only_grows;
+mod collected_stays_gone;
 mod counts_are_true;
 mod election_safety;
 mod expires_in_time;
@@ -20,18 +21,24 @@ pub(crate) mod queues_are_bounded;
 mod regular_reads;
 mod replicas_converge;
 mod sessions_hold;
+pub(crate) mod settled_is_equal;
 mod stamps_grow;
 mod state_machine_safety;
 #[cfg(test)]
 mod tests_support;
 mod versions_grow;
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply, ClusterView};
+use mds_storage::store::{Ledger, PartitionState};
+use mds_types::slot::partition_of;
 use mds_types::{ClusterConfig, Record, Version};
 
-use crate::history::History;
+use crate::history::{Ending, History};
 use agreed_only_grows::AgreedOnlyGrows;
+use collected_stays_gone::CollectedStaysGone;
 use election_safety::ElectionSafety;
 use one_cluster::OneCluster;
 use one_record_per_version::OneRecordPerVersion;
@@ -39,7 +46,15 @@ use one_version_per_write::OneVersionPerWrite;
 use state_machine_safety::StateMachineSafety;
 use versions_grow::VersionsGrow;
 
-pub(crate) use replicas_converge::difference;
+/// Where replicas differ, in words, with what was collected counted as if it were there.
+pub(crate) fn difference(
+    replicas: &[Vec<Record>],
+    watch: &Watch,
+    holders: impl Fn(&Bytes) -> Vec<usize>,
+) -> Option<String> {
+    replicas_converge::difference(&watch.as_if_kept(replicas), holders)
+}
+
 /// Broken by a start that does not find what the replica had shown before.
 pub(crate) use versions_grow::INVARIANT as SHOWN_BEFORE;
 
@@ -67,6 +82,7 @@ pub(crate) struct Watch {
     elections: ElectionSafety,
     machines: StateMachineSafety,
     agreed: AgreedOnlyGrows,
+    collected: CollectedStaysGone,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
 }
@@ -78,6 +94,67 @@ impl Watch {
             .visible(node, record)
             .or_else(|| self.records.visible(node, record))
             .or_else(|| self.writes.visible(node, record))
+            .or_else(|| self.collected.visible(node, record))
+    }
+
+    /// What a replica last showed of each key.
+    pub(crate) fn shown(&self, node: usize) -> Vec<(Bytes, Version)> {
+        self.versions.shown(node)
+    }
+
+    /// A replica shows nothing of a key any more: it has collected what it had shown, or has given the partition
+    /// away. `others`: what the other replicas hold of it.
+    pub(crate) fn gone(
+        &mut self,
+        now_ns: u64,
+        node: usize,
+        key: &Bytes,
+        others: &[(usize, Version)],
+    ) -> Option<Broken> {
+        let version = self.versions.take(node, key)?;
+        let record = self.records.record(key, version)?.clone();
+        let is_dead = expires_in_time::can_be_missed(&record, now_ns);
+        self.collected.gone(now_ns, node, &record, is_dead, others)
+    }
+
+    /// A replica has removed a whole partition: it has promised nothing of it any more.
+    pub(crate) fn partition_wiped(&mut self, node: usize, is_of_it: impl Fn(&Bytes) -> bool) {
+        self.versions.forget_keys(node, &is_of_it);
+        self.collected.forget_keys(node, is_of_it);
+    }
+
+    /// Whether a record may be collected by somebody whose clock is right.
+    pub(crate) fn is_dead(record: &Record, now_ns: u64) -> bool {
+        expires_in_time::can_be_missed(record, now_ns)
+    }
+
+    /// What the replicas would hold, had they collected nothing.
+    fn as_if_kept(&self, replicas: &[Vec<Record>]) -> Vec<Vec<Record>> {
+        let kept = |(node, records): (usize, &Vec<Record>)| {
+            let mut kept = records.clone();
+            kept.extend(self.collected.of(node).cloned());
+            kept
+        };
+        replicas.iter().enumerate().map(kept).collect()
+    }
+
+    /// The history, in which a read that found nothing says which collected version that stands for.
+    fn with_collected(&self, history: &History) -> History {
+        let mut history = history.clone();
+        for operation in &mut history.operations {
+            if let (
+                Ending::Read {
+                    version,
+                    value: None,
+                },
+                Some(at_ns),
+            ) = (&mut operation.ending, operation.returned_ns)
+                && version.is_none()
+            {
+                *version = self.collected.by(&operation.key, at_ns);
+            }
+        }
+        history
     }
 
     /// What a node shows of the cluster and of Raft. `is_copy`: its directory is an old copy.
@@ -117,15 +194,42 @@ impl Watch {
     /// A replica's disk is lost: it has promised nothing any more.
     pub(crate) fn node_wiped(&mut self, node: usize) {
         self.versions.forget(node);
+        self.collected.forget(node);
+    }
+
+    /// A start may have lost its power just after it had collected something, or had given a partition away.
+    fn note_collected_before(
+        &mut self,
+        now_ns: u64,
+        node: usize,
+        records: &[Record],
+        ledger: &Ledger,
+    ) {
+        let count = ledger.partitions().count() as u16;
+        let is_held =
+            |key: &Bytes| ledger.partition(partition_of(key, count)).state == PartitionState::Held;
+        self.partition_wiped(node, |key| !is_held(key));
+        let held: BTreeSet<&Bytes> = records.iter().map(|record| &record.key).collect();
+        for (key, version) in self.shown(node) {
+            let settled = ledger.partition(partition_of(&key, count)).settled;
+            let record = self.records.record(&key, version);
+            let may_be_gone = record
+                .is_some_and(|record| record.epoch <= settled && Watch::is_dead(record, now_ns));
+            if may_be_gone && !held.contains(&key) {
+                // What the others hold is compared when they are looked at together.
+                let _ = self.gone(now_ns, node, &key, &[]);
+            }
+        }
     }
 
     /// All that a replica shows when its store is opened.
     pub(crate) fn node_recovered(
         &mut self,
-        node: usize,
-        life: u64,
+        (now_ns, node, life): (u64, usize, u64),
         records: &[Record],
+        ledger: &Ledger,
     ) -> Vec<Broken> {
+        self.note_collected_before(now_ns, node, records, ledger);
         let lost = self.versions.recovered(node, life, records);
         lost.into_iter()
             .chain(records.iter().filter_map(|r| self.visible(node, r)))
@@ -143,6 +247,10 @@ pub(crate) fn examine(
     lost: impl Fn(&Bytes) -> usize,
 ) -> Vec<Broken> {
     let n = config.replicas;
+    let (replicas, history) = (
+        &watch.as_if_kept(replicas)[..],
+        &watch.with_collected(history),
+    );
     let mut broken = Vec::new();
     broken.extend(acknowledged_is_durable::check(replicas, history, &lost));
     broken.extend(nothing_invented::check(replicas, history));

@@ -37,6 +37,26 @@ impl VersionsGrow {
         self.shown.retain(|(shower, _), _| *shower != node);
     }
 
+    /// What a replica last showed of each key.
+    pub(super) fn shown(&self, node: usize) -> Vec<(Bytes, Version)> {
+        let range = (node, Bytes::new())..(node + 1, Bytes::new());
+        let shown = self.shown.range(range);
+        shown
+            .map(|((_, key), version)| (key.clone(), *version))
+            .collect()
+    }
+
+    /// A replica shows nothing of a key any more, and may.
+    pub(super) fn take(&mut self, node: usize, key: &Bytes) -> Option<Version> {
+        self.shown.remove(&(node, key.clone()))
+    }
+
+    /// A replica has removed these keys, and may.
+    pub(super) fn forget_keys(&mut self, node: usize, is_of_it: impl Fn(&Bytes) -> bool) {
+        self.shown
+            .retain(|(shower, key), _| *shower != node || !is_of_it(key));
+    }
+
     /// All records that a replica shows when it is started again.
     pub(super) fn recovered(&self, node: usize, life: u64, records: &[Record]) -> Vec<Broken> {
         let held: BTreeMap<&Bytes, Version> = records
