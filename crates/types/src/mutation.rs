@@ -87,6 +87,8 @@ pub enum Mutation {
     // The node's core.
     /// What one replica has collected is read from another, and written back (trap T14).
     DismissesNothing,
+    /// Versions are stamped below the floor of their epoch (trap T9).
+    FloorIgnored,
     /// A replica serves requests that were routed by a ring of long ago (trap T5).
     StaleRingServed,
 
@@ -109,7 +111,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 45] = [
+    pub const ALL: [Mutation; 46] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -147,6 +149,7 @@ impl Mutation {
         Mutation::ValidByDisagreeing,
         Mutation::VerifiedAcrossTopologies,
         Mutation::DismissesNothing,
+        Mutation::FloorIgnored,
         Mutation::StaleRingServed,
         Mutation::RowHashOfKeyOnly,
         Mutation::ClosedEpochOpen,
@@ -176,7 +179,9 @@ impl Mutation {
             | Mutation::VoteNotSynced
             | Mutation::RaftAckBeforeSync => Some(7),
             Mutation::RetryOtherEpoch | Mutation::ClosedEpochOpen => Some(8),
-            Mutation::CollectsAboveFloor | Mutation::CollectsUnsettled => Some(9),
+            Mutation::CollectsAboveFloor | Mutation::CollectsUnsettled | Mutation::FloorIgnored => {
+                Some(9)
+            }
             Mutation::HintRestamped | Mutation::MergesBelowWatermark => Some(10),
             Mutation::CopyAccepted => Some(11),
             Mutation::RowGoesWithRecord | Mutation::SupersededNotLogged => Some(13),

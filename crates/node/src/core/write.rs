@@ -44,6 +44,10 @@ pub(super) struct WriteOp {
     /// A replica may hold the write although it has not acknowledged it.
     may_be_applied: bool,
     pub(super) is_answered: bool,
+    /// A replica refused it because its epoch is closed there.
+    is_closed: bool,
+    /// What the client named it.
+    request_id: Option<u128>,
     /// The version of the rings that it goes by.
     pub(super) ring: TopologyVersion,
     started_ns: u64,
@@ -86,6 +90,10 @@ pub(super) fn unavailable(short: Shortfall) -> RequestError {
         of: short.of,
     }
 }
+
+/// What a client hears whose write was stamped in an epoch that is closed at the replicas.
+const EPOCH_CLOSED: &str = "this node is behind: the epoch that it stamped the write in is closed already. \
+     Nothing was done: send it again";
 
 /// What a write says, in one number.
 fn fingerprint(key: &[u8], value: Option<&Bytes>, expires_at_ms: Option<u64>) -> u64 {
@@ -163,6 +171,8 @@ impl Core {
                     quorum,
                     may_be_applied: false,
                     is_answered: false,
+                    is_closed: false,
+                    request_id: request.options.request_id,
                     ring: self.rings.version(),
                     started_ns: now.mono_ns,
                 };
@@ -255,6 +265,11 @@ impl Core {
                     "this node has not heard of epoch {epoch} of the retry token yet"
                 )));
             }
+            if stamp.version.hlc <= self.view.floors.floor(stamp.epoch) {
+                let error =
+                    "this retry token was never given out: its version is older than its epoch";
+                return Err(RequestError::BadRequest(error.to_owned()));
+            }
             if stamp.content != fingerprint(key, value, expires_at_ms) {
                 let error = "this retry token belongs to another write: send the very same one";
                 return Err(RequestError::BadRequest(error.to_owned()));
@@ -270,6 +285,17 @@ impl Core {
                 return Err(RequestError::BadRequest(error.to_owned()));
             }
             return Ok(Some((before.stamp, before.expires_at_ms)));
+        }
+        // Versions of an epoch lie above its floor; else what is collected could not be told from what is
+        // still to come.
+        let floor = self.view.floors.floor(self.epoch());
+        if let Err(error) = self.clock.observe(now.wall_us, floor)
+            && !is_on(Mutation::FloorIgnored)
+        {
+            self.stats.clock_skew_refusals += 1;
+            return Err(RequestError::NotReady(format!(
+                "this node's clock is behind the others': {error}"
+            )));
         }
         if !self.mark_in_flight
             && let Some(mark) = self.clock.reserve(now.wall_us)
@@ -387,6 +413,7 @@ impl Core {
             op.quorum.ack(index);
             self.settle_write(now, id);
         } else {
+            op.is_closed |= status == Status::EpochClosed;
             self.on_write_failed(now, id, index, status.is_definite_refusal());
         }
     }
@@ -433,7 +460,13 @@ impl Core {
                 let (needed, got, of) = (short.needed, short.got, short.of);
                 let is_undone = op.quorum.acked_count() == 0
                     && (!op.may_be_applied || is_on(Mutation::ClaimsUndone));
-                if is_undone && is_over {
+                if is_undone && is_over && op.is_closed {
+                    // A repetition under the same name must not get the same stamp again.
+                    if let Some(id) = op.request_id {
+                        self.request_ids.writes.remove(&id);
+                    }
+                    Some(Err(RequestError::NotReady(EPOCH_CLOSED.to_owned())))
+                } else if is_undone && is_over {
                     Some(Err(RequestError::Unavailable { needed, got: 0, of }))
                 } else if is_undone {
                     // All that is left to wait for are answers that decide "undone" or "unknown".
