@@ -169,9 +169,9 @@ impl EpochIndex {
                 delta,
                 is_new,
             } => {
-                self.ensure(epoch);
-                let Some(slots) = self.epochs.get_mut(&epoch) else {
-                    return;
+                let slots = match self.epochs.get_mut(&epoch) {
+                    Some(slots) => slots,
+                    None => self.begin(epoch),
                 };
                 match slots.slots.get_mut(usize::from(partition.0)) {
                     Some(Slot::Known(leaves)) => leaves.add(bucket, delta, is_new),
@@ -187,7 +187,9 @@ impl EpochIndex {
                 }
             }
             IndexChange::Forget { to } => {
-                self.ensure(epoch);
+                if !self.epochs.contains_key(&epoch) {
+                    self.begin(epoch);
+                }
                 for (_, slots) in self.epochs.range_mut(epoch..=to.max(epoch)) {
                     self.bytes -= slots.replace(partition, Slot::Unknown);
                 }
@@ -267,17 +269,14 @@ impl EpochIndex {
     }
 
     /// Makes room for an epoch that is met for the first time: it has no rows.
-    fn ensure(&mut self, epoch: Epoch) {
-        if self.epochs.contains_key(&epoch) {
-            return;
-        }
-        let empty = || (0..self.partition_count).map(|_| Slot::Empty);
+    fn begin(&mut self, epoch: Epoch) -> &mut EpochSlots {
+        let empty = (0..self.partition_count).map(|_| Slot::Empty);
         let slots = EpochSlots {
-            slots: empty().collect(),
+            slots: empty.collect(),
             changes: 0,
         };
         self.bytes += slots.bytes();
-        self.epochs.insert(epoch, slots);
+        self.epochs.entry(epoch).or_insert(slots)
     }
 
     /// Makes leaves known, as far as there is room.

@@ -317,7 +317,6 @@ impl Store {
         let encoded = encoder.finish();
         self.append(&encoded)?;
 
-        let bucket_count = self.shared.options.bucket_count;
         let mut tables = self.shared.tables.write();
         for (accepted, place) in accepted.iter().zip(places) {
             let (partition, record) = (accepted.partition, accepted.record);
@@ -333,8 +332,9 @@ impl Store {
                     // The log's bytes, not the record's: those may belong to something larger.
                     let key = payload.slice(payload.len() - record.key.len()..);
                     let rank = (record.version, record.kind(), accepted.digest);
-                    let row = row::IndexRow::new(partition, bucket_count, key, rank);
-                    tables.active.put_aside(record.epoch, row);
+                    tables
+                        .active
+                        .put_aside(partition, record.epoch, key, rank);
                 }
             }
             tables.index.apply(record.epoch, partition, accepted.index);

@@ -16,7 +16,7 @@
 //! A record that was collected leaves an entry that is *gone*: it hides what the engine still holds of
 //! its key, until the flush removes that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
@@ -71,6 +71,17 @@ impl Entry {
     }
 }
 
+/// A row that was put aside.
+#[derive(Clone, Debug)]
+struct Aside {
+    partition: PartitionId,
+    epoch: Epoch,
+    key: Bytes,
+    rank: Rank,
+    /// The next older one of the same key.
+    previous: u32,
+}
+
 /// The records of one segment.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -80,8 +91,10 @@ pub(crate) struct Table {
     /// The newest entry of each partition.
     newest: Vec<u32>,
     /// Rows of versions that are not current here: replaced by one of another epoch, or beaten before
-    /// they came. Of each key and epoch the greatest.
-    aside: BTreeMap<(Epoch, Bytes), IndexRow>,
+    /// they came.
+    aside: Vec<Aside>,
+    /// The newest in `aside` of each key.
+    aside_by_key: HashMap<Bytes, u32, KeyHashing>,
     bucket_count: u16,
     bytes: usize,
 }
@@ -98,7 +111,8 @@ impl Table {
             by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             entries: Vec::new(),
             newest: vec![NONE; usize::from(partition_count)],
-            aside: BTreeMap::new(),
+            aside: Vec::new(),
+            aside_by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             bucket_count,
             bytes: 0,
         }
@@ -121,7 +135,7 @@ impl Table {
     /// Whether anything of a partition is here.
     pub(crate) fn holds(&self, partition: PartitionId) -> bool {
         self.partition(partition).next().is_some()
-            || self.aside.values().any(|row| row.partition == partition)
+            || self.aside.iter().any(|row| row.partition == partition)
     }
 
     /// Bytes of all records put in, replaced ones included, as their memory is shared.
@@ -153,16 +167,23 @@ impl Table {
     }
 
     /// Puts the row of a version that is not current.
-    pub(crate) fn put_aside(&mut self, epoch: Epoch, row: IndexRow) {
-        self.bytes += row.key.len();
-        let key = (epoch, row.key.clone());
-        match self.aside.get_mut(&key) {
-            Some(present) if present.rank() >= row.rank() => {}
-            Some(present) => *present = row,
-            None => {
-                self.aside.insert(key, row);
-            }
-        }
+    pub(crate) fn put_aside(
+        &mut self,
+        partition: PartitionId,
+        epoch: Epoch,
+        key: Bytes,
+        rank: Rank,
+    ) {
+        self.bytes += key.len();
+        let index = self.aside.len() as u32;
+        let previous = self.aside_by_key.insert(key.clone(), index);
+        self.aside.push(Aside {
+            partition,
+            epoch,
+            key,
+            rank,
+            previous: previous.unwrap_or(NONE),
+        });
     }
 
     fn enter(
@@ -193,7 +214,7 @@ impl Table {
             let old = std::mem::replace(old, entry);
             let keeps_row = !old.gone && (gone || old.epoch != record.epoch);
             if keeps_row {
-                self.put_aside(old.epoch, old.row(self.bucket_count));
+                self.put_aside(old.partition, old.epoch, key, old.rank());
             }
             return;
         }
@@ -249,15 +270,18 @@ impl Table {
         let current = self.get(key);
         let current = current.filter(|entry| !entry.gone && entry.epoch == epoch);
         let current = current.map(Entry::rank);
-        if self.aside.is_empty() {
-            return current;
-        }
-        let aside = self.aside.get(&(epoch, Bytes::copy_from_slice(key)));
-        current.max(aside.map(IndexRow::rank))
+        let mut next = self.aside_by_key.get(key).copied().unwrap_or(NONE);
+        let aside = std::iter::from_fn(|| {
+            let row = self.aside.get(next as usize)?;
+            next = row.previous;
+            Some(row)
+        });
+        let aside = aside.filter(|row| row.epoch == epoch);
+        current.max(aside.map(|row| row.rank).max())
     }
 
     /// The epochs and rows of what was written, of all partitions or one, in no useful order. Of a key and
-    /// epoch there may be two: the greater one counts.
+    /// epoch there may be several: the greatest counts.
     pub(crate) fn rows(
         &self,
         only: Option<PartitionId>,
@@ -269,16 +293,22 @@ impl Table {
         let current = all.into_iter().flatten().chain(one.into_iter().flatten());
         let current = current.filter(|entry| !entry.gone);
         let aside = self.aside.iter();
-        let aside = aside.filter(move |(_, row)| only.is_none_or(|p| p == row.partition));
+        let aside = aside.filter(move |row| only.is_none_or(|p| p == row.partition));
+        let bucket_count = self.bucket_count;
+        let row = move |aside: &Aside| {
+            let key = aside.key.clone();
+            let row = IndexRow::new(aside.partition, bucket_count, key, aside.rank);
+            (aside.epoch, row)
+        };
         current
-            .map(|entry| (entry.epoch, entry.row(self.bucket_count)))
-            .chain(aside.map(|((epoch, _), row)| (*epoch, row.clone())))
+            .map(move |entry| (entry.epoch, entry.row(bucket_count)))
+            .chain(aside.map(row))
     }
 
     /// The epochs of all rows.
     pub(crate) fn epochs(&self) -> impl Iterator<Item = Epoch> {
         let current = self.entries.iter().filter(|entry| !entry.gone);
-        let aside = self.aside.keys().map(|(epoch, _)| *epoch);
+        let aside = self.aside.iter().map(|row| row.epoch);
         current.map(|entry| entry.epoch).chain(aside)
     }
 }

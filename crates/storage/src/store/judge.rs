@@ -57,7 +57,7 @@ impl Accepted<'_> {
     }
 }
 
-/// What is known of a key's current record.
+/// What is known of a key's current record. Kept small: there is one for each record of a batch.
 struct Current {
     version: Version,
     epoch: Epoch,
@@ -65,10 +65,10 @@ struct Current {
     digest: CurrentDigest,
 }
 
-/// Its digest: most merges do not need it.
+/// Its digest: most merges do not need that of a record in the engine.
 enum CurrentDigest {
     Known(Digest),
-    Of(Record),
+    Of(Box<Record>),
 }
 
 impl Current {
@@ -86,7 +86,7 @@ impl Current {
             version: record.version,
             epoch: record.epoch,
             kind: record.kind(),
-            digest: CurrentDigest::Of(record),
+            digest: CurrentDigest::Of(Box::new(record)),
         }
     }
 

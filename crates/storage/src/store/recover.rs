@@ -36,7 +36,7 @@ use crate::log::{
     LOG_DIR, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentBytes, SegmentWriter, list_segments,
     remove_temporaries, segment_path,
 };
-use crate::row::{IndexRow, RowAlone, take_alone};
+use crate::row::{RowAlone, take_alone};
 use crate::runs::{RUNS_DIR, Runs};
 use crate::table::Table;
 
@@ -234,8 +234,7 @@ fn replay(
             ROW_FRAME => {
                 let RowAlone { epoch, key, rank } = take_alone(encoded).map_err(corrupt)?;
                 let partition = partition_of(&key, options.partition_count);
-                let row = IndexRow::new(partition, options.bucket_count, key, rank);
-                table.put_aside(epoch, row);
+                table.put_aside(partition, epoch, key, rank);
             }
             kind => {
                 let what = format!("unknown frame kind {kind}: written by a newer version?");
