@@ -256,8 +256,12 @@ impl Store {
     ) -> Result<Vec<Merged>, StoreError> {
         self.shared.check_sound()?;
         self.check_limits(merges.clone())?;
-        let (outcomes, accepted) = judge::judge(&self.shared, merges)?;
+        let (mut outcomes, mut accepted) = judge::judge(&self.shared, merges.clone())?;
         if !accepted.is_empty() {
+            if self.make_room(bytes_of(&accepted))? {
+                // What was in the active table is in an older one now, and that makes a difference.
+                (outcomes, accepted) = judge::judge(&self.shared, merges)?;
+            }
             self.commit(&accepted)?;
             let rows_alone = accepted.iter().filter(|one| one.what == What::RowAlone);
             self.shared
@@ -287,18 +291,9 @@ impl Store {
         Ok(())
     }
 
-    /// Writes what was accepted to the log and makes it visible.
+    /// Writes what was accepted to the log and makes it visible. There is room for it.
     fn commit(&mut self, accepted: &[Accepted<'_>]) -> Result<(), StoreError> {
-        let frame_bytes = |accepted: &Accepted<'_>| {
-            FRAME_HEADER_BYTES
-                + match accepted.what {
-                    What::Record | What::Removal => accepted.record.encoded_len(),
-                    What::RowAlone => row::alone_len(&accepted.record.key),
-                }
-        };
-        let bytes: usize = accepted.iter().map(frame_bytes).sum();
-        self.make_room(bytes)?;
-
+        let bytes = bytes_of(accepted);
         let mut encoder = FrameEncoder::with_capacity(self.log.salt(), bytes);
         let mut places = Vec::with_capacity(accepted.len());
         for (index, accepted) in accepted.iter().enumerate() {
@@ -306,9 +301,7 @@ impl Store {
             let place = match accepted.what {
                 What::Record => encoder.push_with(RECORD_FRAME, |out| record.encode(out)),
                 What::Removal => encoder.push_with(REMOVAL_FRAME, |out| record.encode(out)),
-                What::RowAlone => encoder.push_with(ROW_FRAME, |out| {
-                    row::put_alone(record.epoch, record, accepted.digest, out);
-                }),
+                What::RowAlone => encoder.push_with(ROW_FRAME, |out| row::put_alone(record, out)),
             };
             // Within the limits a record always fits a frame.
             let what = "the record is too long";
@@ -322,19 +315,13 @@ impl Store {
             let (partition, record) = (accepted.partition, accepted.record);
             let payload = encoded.slice(place);
             match accepted.what {
-                What::Record => {
-                    tables
-                        .active
-                        .put(partition, record, accepted.digest, payload);
-                }
+                What::Record => tables.active.put(partition, record, payload),
                 What::Removal => tables.active.put_gone(partition, record, payload),
                 What::RowAlone => {
                     // The log's bytes, not the record's: those may belong to something larger.
                     let key = payload.slice(payload.len() - record.key.len()..);
-                    let rank = (record.version, record.kind(), accepted.digest);
-                    tables
-                        .active
-                        .put_aside(partition, record.epoch, key, rank);
+                    let (epoch, rank) = (record.epoch, record.rank());
+                    tables.active.put_aside(partition, epoch, key, rank);
                 }
             }
             tables.index.apply(record.epoch, partition, accepted.index);
@@ -374,15 +361,15 @@ impl Store {
             .map_err(|error| self.shared.poison(format!("cannot sync the log: {error}")))
     }
 
-    /// Starts a new segment if `bytes` more would not fit this one, or if the epoch was cut.
-    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+    /// Starts a new segment if `bytes` more would not fit this one, or if the epoch was cut; whether it did.
+    fn make_room(&mut self, bytes: usize) -> Result<bool, StoreError> {
+        let segment = self.log.id();
         if self.log.len() + bytes as u64 > self.shared.options.segment_bytes_max as u64 {
-            return self.freeze().map(drop);
-        }
-        if self.cut_pending {
+            self.freeze()?;
+        } else if self.cut_pending {
             self.try_cut()?;
         }
-        Ok(())
+        Ok(self.log.id() != segment)
     }
 
     /// Starts a new segment, if that can be done now. It only keeps epochs apart, so it can wait:
@@ -504,11 +491,26 @@ struct Tables {
 impl Tables {
     /// The newest record of a key, if it is here, or that it is gone.
     fn get(&self, key: &[u8]) -> Option<&Entry> {
-        self.active
-            .get(key)
-            .or_else(|| self.frozen.iter().rev().find_map(|table| table.get(key)))
-            .or_else(|| self.flushed.as_ref()?.get(key))
+        self.active.get(key).or_else(|| self.get_older(key))
     }
+
+    /// The same without the active table.
+    fn get_older(&self, key: &[u8]) -> Option<&Entry> {
+        let mut frozen = self.frozen.iter().rev().filter_map(|table| table.get(key));
+        frozen.next().or_else(|| self.flushed.as_ref()?.get(key))
+    }
+}
+
+/// Bytes that these take in the log.
+fn bytes_of(accepted: &[Accepted<'_>]) -> usize {
+    let frame_bytes = |accepted: &Accepted<'_>| {
+        FRAME_HEADER_BYTES
+            + match accepted.what {
+                What::Record | What::Removal => accepted.record.encoded_len(),
+                What::RowAlone => row::alone_len(&accepted.record.key),
+            }
+    };
+    accepted.iter().map(frame_bytes).sum()
 }
 
 #[cfg(test)]
