@@ -54,8 +54,8 @@ pub(super) struct Accepted<'a> {
 
 /// The current record of a key, and where it is.
 enum Current<'a> {
-    /// In the table that is being written.
-    Active(Entry),
+    /// In the table that is being written. This much of it is enough, nearly always.
+    Active { version: Version, epoch: Epoch },
     /// In an older one.
     Older(Entry),
     /// In the engine.
@@ -67,7 +67,8 @@ enum Current<'a> {
 impl Current<'_> {
     fn version(&self) -> Version {
         match self {
-            Current::Active(entry) | Current::Older(entry) => entry.version,
+            Current::Active { version, .. } => *version,
+            Current::Older(entry) => entry.version,
             Current::Engine(record) => record.version,
             Current::Batch(record) => record.version,
         }
@@ -75,16 +76,23 @@ impl Current<'_> {
 
     fn epoch(&self) -> Epoch {
         match self {
-            Current::Active(entry) | Current::Older(entry) => entry.epoch,
+            Current::Active { epoch, .. } => *epoch,
+            Current::Older(entry) => entry.epoch,
             Current::Engine(record) => record.epoch,
             Current::Batch(record) => record.epoch,
         }
     }
 
     /// Digests the value.
-    fn rank(&self, shared: &Shared) -> Result<Rank, StoreError> {
+    fn rank(&self, shared: &Shared, key: &[u8]) -> Result<Rank, StoreError> {
         match self {
-            Current::Active(entry) | Current::Older(entry) => Ok(shared.decode(entry)?.rank()),
+            Current::Active { .. } => {
+                let entry = shared.tables.read().active.get(key).cloned();
+                let what = "a record has left the active table";
+                let entry = entry.ok_or_else(|| StoreError::corrupt("table", 0, what))?;
+                Ok(shared.decode(&entry)?.rank())
+            }
+            Current::Older(entry) => Ok(shared.decode(entry)?.rank()),
             Current::Engine(record) => Ok(record.rank()),
             Current::Batch(record) => Ok(record.rank()),
         }
@@ -92,14 +100,16 @@ impl Current<'_> {
 
     /// Whether its row is, or will be, in the table that is being written.
     fn is_in_active(&self) -> bool {
-        matches!(self, Current::Active(_) | Current::Batch(_))
+        matches!(self, Current::Active { .. } | Current::Batch(_))
     }
 }
 
 /// What the tables say of a key.
 enum InTables {
-    Active(Entry),
+    Active(Version, Epoch),
     Older(Entry),
+    /// There is no record of it any more.
+    Gone,
     /// The engine has to be asked.
     No,
 }
@@ -117,8 +127,10 @@ pub(super) fn judge<'a>(
     let in_tables: Vec<InTables> = {
         let tables = shared.tables.read();
         let look_up = |(_, record): (Purpose, &Record)| match tables.active.get(&record.key) {
-            Some(entry) => InTables::Active(entry.clone()),
+            Some(entry) if entry.gone => InTables::Gone,
+            Some(entry) => InTables::Active(entry.version, entry.epoch),
             None => match tables.get_older(&record.key) {
+                Some(entry) if entry.gone => InTables::Gone,
                 Some(entry) => InTables::Older(entry.clone()),
                 None => InTables::No,
             },
@@ -132,8 +144,8 @@ pub(super) fn judge<'a>(
         let partition = partition_of(&record.key, shared.options.partition_count);
         let current = match (batch.get(&record.key[..]), in_tables) {
             (Some(earlier), _) => Some(Current::Batch(earlier)),
-            (None, InTables::Active(entry) | InTables::Older(entry)) if entry.gone => None,
-            (None, InTables::Active(entry)) => Some(Current::Active(entry)),
+            (None, InTables::Gone) => None,
+            (None, InTables::Active(version, epoch)) => Some(Current::Active { version, epoch }),
             (None, InTables::Older(entry)) => Some(Current::Older(entry)),
             (None, InTables::No) => shared
                 .get_from_engine_in(partition, &record.key)?
@@ -198,7 +210,7 @@ impl<'a> Arriving<'a, '_> {
             return Ok(Ordering::Greater);
         }
         match self.record.version.cmp(&current.version()) {
-            Ordering::Equal => Ok(self.record.rank().cmp(&current.rank(self.shared)?)),
+            Ordering::Equal => Ok(self.record.rank().cmp(&self.rank_of(current)?)),
             order => Ok(order),
         }
     }
@@ -247,7 +259,7 @@ impl<'a> Arriving<'a, '_> {
             }),
             Ordering::Equal if !current.is_in_active() => Ok(IndexChange::Replaces {
                 bucket: self.bucket(),
-                hash: self.hash(current.rank(self.shared)?),
+                hash: self.hash(self.rank_of(current)?),
             }),
             Ordering::Equal | Ordering::Greater => Ok(IndexChange::Nothing),
         }
@@ -305,6 +317,10 @@ impl<'a> Arriving<'a, '_> {
             }
         };
         Ok(Some(self.accept(What::RowAlone, index)))
+    }
+
+    fn rank_of(&self, current: &Current<'_>) -> Result<Rank, StoreError> {
+        current.rank(self.shared, &self.record.key)
     }
 
     fn accept(&self, what: What, index: IndexChange) -> Accepted<'a> {
