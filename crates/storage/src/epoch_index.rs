@@ -1,28 +1,33 @@
-//! Bucket hashes of the epoch index, in memory, kept exact as rows arrive.
+//! Bucket hashes of the epoch index, kept exact as rows arrive.
 //!
-//! The rows themselves are in tables and run files; here is, for each epoch and partition, what a Merkle
+//! The rows themselves are in tables and run files. Here is, for each epoch and partition, what a Merkle
 //! tree's leaves need: the sum of the hashes of each bucket's rows, and their number. A row that is new or
-//! replaces another costs one addition (as in Riak's active anti-entropy), where a rebuild would read the
-//! rows.
+//! replaces another costs an addition (as in Riak's active anti-entropy), where a rebuild would read the rows.
+//!
+//! To hash a row is to digest its value, and that is not done on the way of a write: the rows of a table
+//! are hashed when it is flushed, which digests them anyway, or when somebody asks for leaves while they are in
+//! it. What a merge does here is to *take away* the hash of a row that its record replaces, if that one is in
+//! an older table or on disk; within a table only the last version counts. So
+//!
+//! > leaves = what is known here + the hashes of each table's rows, of every key the greatest
 //!
 //! **Invariants**
 //!
-//! 1. What is *known* here equals what the rows give, at every moment. What is not known is rebuilt from
-//!    the rows when somebody asks for it ([`EpochIndex::install`]); nothing in between exists.
+//! 1. Where something is *known*, this equation holds, at every moment. Where nothing is known, the leaves are
+//!    rebuilt from the rows when somebody asks ([`EpochIndex::install`]).
 //! 2. An epoch that is not here has no rows at all.
 //! 3. **If `(x, p)` is known and `k` is a key of `p` whose current record is of epoch `c`, then for `x > c`
 //!    there is no row `(x, k)`.** So a record that wins with an epoch `e > c` adds a new row, and one that
-//!    wins with `e == c` replaces the current record's: no look-up is needed to adjust the hashes.
+//!    wins with `e == c` replaces the current record's: a winner's row needs no look-up.
 //!
 //! The third holds as long as versions and epochs of a key grow together, which is the rule: a later epoch
 //! has later stamps. Coordinators whose clocks differ break it around an epoch's end. Whoever sees that (a
 //! record that wins with `e < c`, or a superseded version with `e > c`) *forgets* the hashes of
 //! that partition in the epochs concerned, and they are rebuilt when asked for. That is cheaper, and a good
-//! deal simpler, than remembering which keys are irregular: no set, no filter, no look-up on
-//! the way of a write.
+//! deal simpler, than remembering which keys are irregular: no set, no filter, no look-up.
 //!
-//! The same answer serves epochs that began in an earlier life, and memory: beyond a bound, whole epochs are
-//! forgotten, those first that will be asked for last.
+//! The same answer serves closed epochs, which change by repair only; epochs that began in an earlier
+//! life; and memory: beyond a bound, whole epochs are forgotten, those first that will be asked for last.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -61,7 +66,7 @@ impl Leaves {
     ) -> Leaves {
         let mut leaves = Leaves::empty(bucket_count);
         for row in rows {
-            leaves.add(row.bucket, row.hash(seed), true);
+            leaves.add(row.bucket, row.hash(seed));
         }
         leaves
     }
@@ -71,37 +76,48 @@ impl Leaves {
         self.rows.iter().map(|&rows| u64::from(rows)).sum()
     }
 
-    pub(crate) fn add(&mut self, bucket: u16, delta: u128, is_new: bool) {
+    pub(crate) fn add(&mut self, bucket: u16, hash: u128) {
         let bucket = usize::from(bucket);
-        self.hashes[bucket] = self.hashes[bucket].wrapping_add(delta);
-        self.rows[bucket] = self.rows[bucket].saturating_add(u32::from(is_new));
+        self.hashes[bucket] = self.hashes[bucket].wrapping_add(hash);
+        self.rows[bucket] = self.rows[bucket].wrapping_add(1);
+    }
+
+    fn take_away(&mut self, bucket: u16, hash: u128) {
+        let bucket = usize::from(bucket);
+        self.hashes[bucket] = self.hashes[bucket].wrapping_sub(hash);
+        self.rows[bucket] = self.rows[bucket].wrapping_sub(1);
+    }
+
+    pub(crate) fn add_all(&mut self, other: &Leaves) {
+        for (hash, more) in self.hashes.iter_mut().zip(&other.hashes) {
+            *hash = hash.wrapping_add(*more);
+        }
+        for (rows, more) in self.rows.iter_mut().zip(&other.rows) {
+            *rows = rows.wrapping_add(*more);
+        }
     }
 }
 
-/// What a merge does to the hashes of its epoch and partition.
+/// What a merge does to the hashes of its epoch and partition, beyond putting a row into the active table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IndexChange {
-    /// Nothing: the epoch keeps no rows any more.
+    /// Nothing.
     Nothing,
-    /// A row is new, or takes the place of another.
-    Row {
+    /// The row takes the place of one that is not in the active table.
+    Replaces {
         bucket: u16,
-        /// The hash of the row, less that of the one it replaces.
-        delta: u128,
-        is_new: bool,
+        /// The hash of the row that is replaced.
+        hash: u128,
     },
-    /// Version and epoch disagree: what is known of this epoch, and of later ones up to `to`, is not to be
-    /// relied on any more.
+    /// What is known of this epoch, and of later ones up to `to`, is not to be relied on any more.
     Forget { to: Epoch },
 }
 
 /// What is known of one epoch and partition.
 enum Slot {
-    /// There are no rows.
+    /// There are no rows but in tables: all leaves are zero.
     Empty,
     Known(Box<Leaves>),
-    /// Rebuilt from rows. Invariant 3 may not hold of its keys, so the next change forgets it.
-    Rebuilt(Box<Leaves>),
     Unknown,
 }
 
@@ -129,6 +145,8 @@ pub(crate) struct EpochIndex {
     /// Epochs up to this one are asked for soon, in their order.
     closed: Epoch,
     epochs: BTreeMap<Epoch, EpochSlots>,
+    /// The epoch that was noted last: most merges are of one.
+    noted: Option<Epoch>,
 }
 
 impl EpochIndex {
@@ -148,6 +166,7 @@ impl EpochIndex {
             bytes: 0,
             closed,
             epochs: recovered.into_iter().map(unknown).collect(),
+            noted: None,
         }
     }
 
@@ -160,34 +179,15 @@ impl EpochIndex {
         self.closed = closed;
     }
 
-    /// Takes note of what a merge did.
+    /// Takes note of what a merge did that put a row of this epoch and partition into the active table.
     pub(crate) fn apply(&mut self, epoch: Epoch, partition: PartitionId, change: IndexChange) {
+        self.note(epoch);
         match change {
             IndexChange::Nothing => {}
-            IndexChange::Row {
-                bucket,
-                delta,
-                is_new,
-            } => {
-                self.ensure(epoch);
-                let Some(slots) = self.epochs.get_mut(&epoch) else {
-                    return;
-                };
-                match slots.slots.get_mut(usize::from(partition.0)) {
-                    Some(Slot::Known(leaves)) => leaves.add(bucket, delta, is_new),
-                    Some(Slot::Empty) => {
-                        let mut leaves = Leaves::empty(self.bucket_count);
-                        leaves.add(bucket, delta, is_new);
-                        self.put(epoch, partition, leaves, Slot::Known);
-                    }
-                    Some(Slot::Rebuilt(_)) => {
-                        self.bytes -= slots.replace(partition, Slot::Unknown);
-                    }
-                    Some(Slot::Unknown) | None => slots.changes += 1,
-                }
+            IndexChange::Replaces { bucket, hash } => {
+                self.change(epoch, partition, |leaves| leaves.take_away(bucket, hash));
             }
             IndexChange::Forget { to } => {
-                self.ensure(epoch);
                 for (_, slots) in self.epochs.range_mut(epoch..=to.max(epoch)) {
                     self.bytes -= slots.replace(partition, Slot::Unknown);
                 }
@@ -195,15 +195,52 @@ impl EpochIndex {
         }
     }
 
-    /// The leaves of an epoch and partition, if they are known.
+    /// Takes over the rows of a table that leaves memory.
+    pub(crate) fn add_flushed(&mut self, epoch: Epoch, partition: PartitionId, rows: &Leaves) {
+        self.note(epoch);
+        self.change(epoch, partition, |leaves| leaves.add_all(rows));
+    }
+
+    /// Takes note of an epoch: if it is met for the first time, it has had no rows so far.
+    fn note(&mut self, epoch: Epoch) {
+        if self.noted == Some(epoch) {
+            return;
+        }
+        if !self.epochs.contains_key(&epoch) {
+            let empty = (0..self.partition_count).map(|_| Slot::Empty);
+            let slots = EpochSlots {
+                slots: empty.collect(),
+                changes: 0,
+            };
+            self.bytes += slots.bytes();
+            self.epochs.insert(epoch, slots);
+        }
+        self.noted = Some(epoch);
+    }
+
+    fn change(&mut self, epoch: Epoch, partition: PartitionId, change: impl FnOnce(&mut Leaves)) {
+        let Some(slots) = self.epochs.get_mut(&epoch) else {
+            return;
+        };
+        slots.changes += 1;
+        match slots.slots.get_mut(usize::from(partition.0)) {
+            Some(Slot::Known(leaves)) => change(leaves),
+            Some(Slot::Empty) => {
+                let mut leaves = Leaves::empty(self.bucket_count);
+                change(&mut leaves);
+                self.put(epoch, partition, leaves);
+            }
+            Some(Slot::Unknown) | None => {}
+        }
+    }
+
+    /// The leaves of an epoch and partition without the rows in tables, if they are known.
     pub(crate) fn get(&self, epoch: Epoch, partition: PartitionId) -> Known {
         let Some(slots) = self.epochs.get(&epoch) else {
             return Known::Leaves(Leaves::empty(self.bucket_count));
         };
         match slots.slots.get(usize::from(partition.0)) {
-            Some(Slot::Known(leaves) | Slot::Rebuilt(leaves)) => {
-                Known::Leaves(Leaves::clone(leaves))
-            }
+            Some(Slot::Known(leaves)) => Known::Leaves(Leaves::clone(leaves)),
             Some(Slot::Empty) => Known::Leaves(Leaves::empty(self.bucket_count)),
             Some(Slot::Unknown) | None => Known::No(slots.changes),
         }
@@ -215,8 +252,11 @@ impl EpochIndex {
         self.epochs.range(behind).next().map(|(epoch, _)| *epoch)
     }
 
-    /// Takes leaves that were rebuilt from rows read after [`EpochIndex::get`] gave `changes`; false, and
-    /// nothing is known still, if something changed meanwhile.
+    /// Takes leaves that were rebuilt from run files which were read after [`EpochIndex::get`] gave
+    /// `changes`; false, and nothing is known still, if something changed meanwhile.
+    ///
+    /// The caller sees to it that the epoch is closed, so that merges forget what is known of it: of its keys
+    /// invariant 3 may not hold.
     pub(crate) fn install(
         &mut self,
         epoch: Epoch,
@@ -232,7 +272,7 @@ impl EpochIndex {
         if slots.changes != changes || !is_unknown {
             return false;
         }
-        self.put(epoch, partition, leaves, Slot::Rebuilt);
+        self.put(epoch, partition, leaves);
         true
     }
 
@@ -264,30 +304,11 @@ impl EpochIndex {
             self.bytes -= slots.bytes();
         }
         self.epochs = kept;
-    }
-
-    /// Makes room for an epoch that is met for the first time: it has no rows.
-    fn ensure(&mut self, epoch: Epoch) {
-        if self.epochs.contains_key(&epoch) {
-            return;
-        }
-        let empty = || (0..self.partition_count).map(|_| Slot::Empty);
-        let slots = EpochSlots {
-            slots: empty().collect(),
-            changes: 0,
-        };
-        self.bytes += slots.bytes();
-        self.epochs.insert(epoch, slots);
+        self.noted = None;
     }
 
     /// Makes leaves known, as far as there is room.
-    fn put(
-        &mut self,
-        epoch: Epoch,
-        partition: PartitionId,
-        leaves: Leaves,
-        known: fn(Box<Leaves>) -> Slot,
-    ) {
+    fn put(&mut self, epoch: Epoch, partition: PartitionId, leaves: Leaves) {
         let more = leaves_bytes(&leaves);
         while self.bytes + more > self.bytes_max {
             match self.victim(epoch) {
@@ -297,7 +318,7 @@ impl EpochIndex {
         }
         let slot = match self.bytes + more > self.bytes_max {
             true => Slot::Unknown,
-            false => known(Box::new(leaves)),
+            false => Slot::Known(Box::new(leaves)),
         };
         let Some(slots) = self.epochs.get_mut(&epoch) else {
             return;
@@ -346,7 +367,7 @@ impl EpochSlots {
 
 fn slot_bytes(slot: &Slot) -> usize {
     match slot {
-        Slot::Known(leaves) | Slot::Rebuilt(leaves) => leaves_bytes(leaves),
+        Slot::Known(leaves) => leaves_bytes(leaves),
         Slot::Empty | Slot::Unknown => 0,
     }
 }
@@ -365,17 +386,16 @@ mod tests {
         EpochIndex::new(4, 8, bytes_max, Epoch(0), [Epoch(1)])
     }
 
-    fn row(bucket: u16, delta: u128) -> IndexChange {
-        IndexChange::Row {
-            bucket,
-            delta,
-            is_new: true,
-        }
+    /// Flushes a row.
+    fn flush(index: &mut EpochIndex, epoch: u64, partition: PartitionId, hash: u128) {
+        let mut leaves = Leaves::empty(8);
+        leaves.add(3, hash);
+        index.add_flushed(Epoch(epoch), partition, &leaves);
     }
 
-    fn known(index: &EpochIndex, epoch: u64) -> Option<u64> {
+    fn known(index: &EpochIndex, epoch: u64) -> Option<(u32, u128)> {
         match index.get(Epoch(epoch), P) {
-            Known::Leaves(leaves) => Some(leaves.row_count()),
+            Known::Leaves(leaves) => Some((leaves.rows[3], leaves.hashes[3])),
             Known::No(_) => None,
         }
     }
@@ -383,36 +403,45 @@ mod tests {
     #[test]
     fn new_epochs_are_known_and_recovered_ones_are_rebuilt() {
         let mut index = index(INDEX_BYTES_MAX);
-        index.apply(Epoch(1), P, row(3, 5));
-        index.apply(Epoch(2), P, row(3, 5));
-        assert_eq!((known(&index, 1), known(&index, 2)), (None, Some(1)));
-        assert_eq!(known(&index, 3), Some(0));
+        flush(&mut index, 1, P, 5);
+        flush(&mut index, 2, P, 5);
+        assert_eq!((known(&index, 1), known(&index, 2)), (None, Some((1, 5))));
+        assert_eq!(known(&index, 3), Some((0, 0)));
         let Known::No(changes) = index.get(Epoch(1), P) else {
             panic!("known")
         };
-        index.apply(Epoch(1), P, row(3, 6));
-        assert!(
-            !index.install(Epoch(1), P, changes, Leaves::empty(8)),
-            "overtaken"
-        );
-        assert!(index.install(Epoch(1), P, changes + 1, Leaves::empty(8)));
-        assert_eq!(known(&index, 1), Some(0));
-        let again = index.install(Epoch(1), P, changes + 1, Leaves::empty(8));
+        flush(&mut index, 1, P, 6);
+        let empty = || Leaves::empty(8);
+        assert!(!index.install(Epoch(1), P, changes, empty()), "overtaken");
+        assert!(index.install(Epoch(1), P, changes + 1, empty()));
+        assert_eq!(known(&index, 1), Some((0, 0)));
+        let again = index.install(Epoch(1), P, changes + 1, empty());
         assert!(!again, "it is known already");
-        index.apply(Epoch(1), P, row(3, 7));
-        assert_eq!(known(&index, 1), None, "a change forgets what was rebuilt");
+    }
+
+    #[test]
+    fn a_row_that_is_replaced_may_be_taken_away_before_it_comes() {
+        let mut index = index(INDEX_BYTES_MAX);
+        let replaces = IndexChange::Replaces { bucket: 3, hash: 5 };
+        index.apply(Epoch(2), P, replaces);
+        flush(&mut index, 2, P, 5);
+        assert_eq!(known(&index, 2), Some((0, 0)));
+        flush(&mut index, 2, P, 9);
+        assert_eq!(known(&index, 2), Some((1, 9)));
     }
 
     #[test]
     fn a_disagreement_forgets_the_epochs_concerned_of_its_partition() {
         let mut index = index(INDEX_BYTES_MAX);
         for epoch in 2..=5 {
-            index.apply(Epoch(epoch), P, row(0, 1));
-            index.apply(Epoch(epoch), PartitionId(2), row(0, 1));
+            flush(&mut index, epoch, P, 1);
+            flush(&mut index, epoch, PartitionId(2), 1);
         }
         index.apply(Epoch(3), P, IndexChange::Forget { to: Epoch(4) });
-        let all: Vec<_> = (2..=5).map(|epoch| known(&index, epoch)).collect();
-        assert_eq!(all, [Some(1), None, None, Some(1)]);
+        let all: Vec<_> = (2..=5)
+            .map(|epoch| known(&index, epoch).is_some())
+            .collect();
+        assert_eq!(all, [true, false, false, true]);
         assert!(matches!(
             index.get(Epoch(3), PartitionId(2)),
             Known::Leaves(_)
@@ -420,7 +449,7 @@ mod tests {
         index.apply(Epoch(7), P, IndexChange::Forget { to: Epoch(4) });
         assert_eq!(known(&index, 7), None);
         index.clear(P, Epoch(4));
-        assert_eq!((known(&index, 3), known(&index, 7)), (Some(0), None));
+        assert_eq!((known(&index, 3), known(&index, 7)), (Some((0, 0)), None));
     }
 
     #[test]
@@ -429,13 +458,15 @@ mod tests {
         let mut index = index(1_100);
         index.set_closed(Epoch(4));
         for epoch in 2..=6 {
-            index.apply(Epoch(epoch), P, row(0, 1));
+            flush(&mut index, epoch, P, 1);
             assert!(index.bytes() <= 1_100, "{}", index.bytes());
         }
-        let all: Vec<_> = (2..=6).map(|epoch| known(&index, epoch)).collect();
-        assert_eq!(all[0], Some(1), "the next to be verified");
-        assert_eq!(all[2], None, "closed, and verified last");
-        assert_eq!(all[4], Some(1), "being written");
+        let all: Vec<_> = (2..=6)
+            .map(|epoch| known(&index, epoch).is_some())
+            .collect();
+        assert!(all[0], "the next to be verified");
+        assert!(!all[2], "closed, and verified last");
+        assert!(all[4], "being written");
         index.drop_up_to(Epoch(5));
         index.drop_up_to(Epoch(6));
         assert_eq!(index.bytes(), 0);

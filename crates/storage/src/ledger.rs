@@ -413,3 +413,6 @@ fn store_error(error: CellError) -> StoreError {
         error => StoreError::corrupt(LEDGER, 0, error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,8 +62,7 @@ impl IndexRow {
     }
 
     pub(crate) fn of(partition: PartitionId, bucket_count: u16, record: &Record) -> IndexRow {
-        let rank = (record.version, record.kind(), record.digest());
-        IndexRow::new(partition, bucket_count, record.key.clone(), rank)
+        IndexRow::new(partition, bucket_count, record.key.clone(), record.rank())
     }
 
     /// The row's hash: see the module. `seed` is the cluster's.
@@ -185,14 +184,15 @@ pub(crate) fn alone_len(key: &[u8]) -> usize {
 /// ```text
 /// format 1 | kind 1 | epoch 8 | hlc 8 | node 8 | digest 16 | key
 /// ```
-pub(crate) fn put_alone(epoch: Epoch, record: &Record, digest: Digest, out: &mut impl BufMut) {
+pub(crate) fn put_alone(epoch: Epoch, key: &[u8], rank: Rank, out: &mut impl BufMut) {
+    let (version, kind, digest) = rank;
     out.put_u8(FORMAT_1);
-    out.put_u8(record.kind() as u8);
+    out.put_u8(kind as u8);
     out.put_u64_le(epoch.0);
-    out.put_u64_le(record.version.hlc.0);
-    out.put_u64_le(record.version.node.0);
+    out.put_u64_le(version.hlc.0);
+    out.put_u64_le(version.node.0);
     out.put_u128_le(digest.0);
-    out.put_slice(&record.key);
+    out.put_slice(key);
 }
 
 /// A row alone, read back.
@@ -281,12 +281,12 @@ mod tests {
                 body: Body::Tombstone,
             };
             let mut bytes = Vec::new();
-            put_alone(record.epoch, &record, record.digest(), &mut bytes);
+            put_alone(record.epoch, &record.key, record.rank(), &mut bytes);
             prop_assert_eq!(bytes.len(), alone_len(&record.key));
             let row = take_alone(Bytes::from(bytes)).unwrap();
             prop_assert_eq!(row.key, record.key.clone());
             prop_assert_eq!(row.epoch, record.epoch);
-            prop_assert_eq!(row.rank, (record.version, record.kind(), record.digest()));
+            prop_assert_eq!(row.rank, record.rank());
             let _ = take_alone(Bytes::from(garbage));
         }
     }

@@ -32,6 +32,7 @@
 mod collect;
 mod flush;
 mod judge;
+mod options;
 mod reader;
 mod recover;
 mod scan;
@@ -43,9 +44,9 @@ mod wipe;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mds_types::limits::{KEY_BYTES_MAX, SLOT_COUNT, VALUE_BYTES_MAX};
+use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Body, Digest, Epoch, Kind, Record};
+use mds_types::{Body, Epoch, Kind, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -54,11 +55,15 @@ use crate::engine::Engine;
 use crate::epoch_index::EpochIndex;
 use crate::frame::{FRAME_HEADER_BYTES, FrameEncoder};
 use crate::log::{AppendError, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentWriter};
-use crate::row::{self, IndexRow};
+use crate::row::{self, IndexRow, Rank};
 use crate::table::{Entry, Table};
 
 pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
+pub use self::options::{
+    BUCKET_COUNT, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX, RUN_FILES_MAX,
+    SEGMENT_BYTES_MAX, StoreOptions,
+};
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledLeaves};
 pub use self::shared::StoreStats;
@@ -67,104 +72,6 @@ pub use self::wipe::WipeProgress;
 pub use crate::epoch_index::Leaves;
 pub use crate::error::StoreError;
 pub use crate::ledger::{Ledger, PartitionLedger, PartitionState};
-
-/// Default bound on a log segment, bytes: beyond it the next batch starts a new one. Memory is
-/// about (frozen tables + 2) times this; the replay of a full one takes about a tenth of a second.
-pub const SEGMENT_BYTES_MAX: usize = 48 * 1024 * 1024;
-
-/// No segment is asked to be larger than this, bytes, whatever the options say.
-const SEGMENT_BYTES_CEILING: usize = 1024 * 1024 * 1024;
-
-/// Default bound on tables that wait to be flushed; beyond it merges are refused as
-/// [`StoreError::Behind`].
-pub const FROZEN_TABLES_MAX: usize = 2;
-
-/// Default bound on all run files together, bytes; beyond it the oldest closed epochs lose theirs.
-pub const RUN_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
-
-/// Default bound on the number of run files; beyond it the oldest closed epochs lose theirs.
-pub const RUN_FILES_MAX: usize = 4096;
-
-/// Default bound on the bucket hashes in memory, bytes.
-pub const INDEX_BYTES_MAX: usize = crate::epoch_index::INDEX_BYTES_MAX;
-
-/// Default number of Merkle leaves in a partition.
-pub const BUCKET_COUNT: u16 = 64;
-
-/// When the log is synced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FsyncPolicy {
-    /// Before a merge returns: it survives a loss of power.
-    Always,
-    /// By [`Store::tick`], this many milliseconds after the last sync: a loss of power costs at
-    /// most what was merged since. A crash of the process costs nothing.
-    Interval {
-        /// Milliseconds between syncs.
-        ms: u64,
-    },
-    /// When the operating system likes to. A crash of the process costs nothing.
-    Os,
-}
-
-/// How a store works.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// Partitions of the cluster: a power of two up to 16384, fixed for its life.
-    pub partition_count: u16,
-    /// Merkle leaves in a partition, at least 1. Fixed like the partitions.
-    pub bucket_count: u16,
-    /// When the log is synced.
-    pub fsync: FsyncPolicy,
-    /// See [`SEGMENT_BYTES_MAX`].
-    pub segment_bytes_max: usize,
-    /// See [`FROZEN_TABLES_MAX`]; at least 1.
-    pub frozen_tables_max: usize,
-    /// See [`RUN_BYTES_MAX`].
-    pub run_bytes_max: u64,
-    /// See [`RUN_FILES_MAX`].
-    pub run_files_max: usize,
-    /// Bound on the bucket hashes in memory, bytes; beyond it they are rebuilt from rows when asked for.
-    pub index_bytes_max: usize,
-    /// Values longer than this are refused; at most [`VALUE_BYTES_MAX`].
-    pub value_bytes_max: usize,
-    /// A number that clients do not know, such as a part of the directory's incarnation: it salts
-    /// checksums and hash tables, so that nobody can choose keys or values that upset them.
-    pub secret: u64,
-    /// Seeds the hashes of index rows. All replicas of a cluster need the same, and it should differ
-    /// between clusters.
-    pub row_seed: u64,
-}
-
-impl Default for StoreOptions {
-    fn default() -> StoreOptions {
-        StoreOptions {
-            partition_count: 256,
-            bucket_count: BUCKET_COUNT,
-            fsync: FsyncPolicy::Always,
-            segment_bytes_max: SEGMENT_BYTES_MAX,
-            frozen_tables_max: FROZEN_TABLES_MAX,
-            run_bytes_max: RUN_BYTES_MAX,
-            run_files_max: RUN_FILES_MAX,
-            index_bytes_max: INDEX_BYTES_MAX,
-            value_bytes_max: VALUE_BYTES_MAX,
-            secret: 0,
-            row_seed: 0,
-        }
-    }
-}
-
-impl StoreOptions {
-    /// The nearest options that make sense.
-    fn sane(mut self) -> StoreOptions {
-        let partition_count = self.partition_count.clamp(1, SLOT_COUNT);
-        self.partition_count = partition_count.next_power_of_two();
-        self.bucket_count = self.bucket_count.max(1);
-        self.segment_bytes_max = self.segment_bytes_max.min(SEGMENT_BYTES_CEILING);
-        self.frozen_tables_max = self.frozen_tables_max.max(1);
-        self.value_bytes_max = self.value_bytes_max.min(VALUE_BYTES_MAX);
-        self
-    }
-}
 
 /// Why a record comes: it decides until when it may.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -256,10 +163,16 @@ impl Store {
     ) -> Result<Vec<Merged>, StoreError> {
         self.shared.check_sound()?;
         self.check_limits(merges.clone())?;
-        let (outcomes, accepted) = judge::judge(&self.shared, merges)?;
+        let (mut outcomes, mut accepted) = judge::judge(&self.shared, merges.clone())?;
         if !accepted.is_empty() {
+            if self.make_room(bytes_of(&accepted))? {
+                // What was in the active table is in an older one now, and that makes a difference.
+                (outcomes, accepted) = judge::judge(&self.shared, merges)?;
+            }
             self.commit(&accepted)?;
-            let rows_alone = accepted.iter().filter(|one| one.what == What::RowAlone);
+            let rows_alone = accepted
+                .iter()
+                .filter(|one| matches!(one.what, What::RowAlone(_)));
             self.shared
                 .add(Counter::RowsAlone, rows_alone.count() as u64);
         }
@@ -275,6 +188,7 @@ impl Store {
     /// As [`Store::merge_for`].
     pub fn keep_rows(&mut self, epoch: Epoch, rows: &[IndexRow]) -> Result<u64, StoreError> {
         self.shared.check_sound()?;
+        // What stands for the record that is not sent.
         let header = |row: &IndexRow| {
             let body = match row.kind {
                 Kind::Value => Body::Value(bytes::Bytes::new()),
@@ -287,15 +201,18 @@ impl Store {
                 expires_at_ms: None,
                 body,
             };
-            (record, row.digest)
+            (record, row.rank())
         };
-        let headers: Vec<(Record, Digest)> = rows.iter().map(header).collect();
+        let headers: Vec<(Record, Rank)> = rows.iter().map(header).collect();
         self.check_limits(headers.iter().map(|(record, _)| (Purpose::Sync, record)))?;
-        let accepted = judge::judge_rows(&self.shared, &headers)?;
+        let mut accepted = judge::judge_rows(&self.shared, &headers)?;
         if !accepted.is_empty() {
+            if self.make_room(bytes_of(&accepted))? {
+                accepted = judge::judge_rows(&self.shared, &headers)?;
+            }
             self.commit(&accepted)?;
+            self.shared.add(Counter::RowsAlone, accepted.len() as u64);
         }
-        self.shared.add(Counter::RowsAlone, accepted.len() as u64);
         Ok(accepted.len() as u64)
     }
 
@@ -319,18 +236,9 @@ impl Store {
         Ok(())
     }
 
-    /// Writes what was accepted to the log and makes it visible.
+    /// Writes what was accepted to the log and makes it visible. There is room for it.
     fn commit(&mut self, accepted: &[Accepted<'_>]) -> Result<(), StoreError> {
-        let frame_bytes = |accepted: &Accepted<'_>| {
-            FRAME_HEADER_BYTES
-                + match accepted.what {
-                    What::Record | What::Removal => accepted.record.encoded_len(),
-                    What::RowAlone => row::alone_len(&accepted.record.key),
-                }
-        };
-        let bytes: usize = accepted.iter().map(frame_bytes).sum();
-        self.make_room(bytes)?;
-
+        let bytes = bytes_of(accepted);
         let mut encoder = FrameEncoder::with_capacity(self.log.salt(), bytes);
         let mut places = Vec::with_capacity(accepted.len());
         for (index, accepted) in accepted.iter().enumerate() {
@@ -338,8 +246,8 @@ impl Store {
             let place = match accepted.what {
                 What::Record => encoder.push_with(RECORD_FRAME, |out| record.encode(out)),
                 What::Removal => encoder.push_with(REMOVAL_FRAME, |out| record.encode(out)),
-                What::RowAlone => encoder.push_with(ROW_FRAME, |out| {
-                    row::put_alone(record.epoch, record, accepted.digest, out);
+                What::RowAlone(rank) => encoder.push_with(ROW_FRAME, |out| {
+                    row::put_alone(record.epoch, &record.key, rank, out);
                 }),
             };
             // Within the limits a record always fits a frame.
@@ -349,24 +257,17 @@ impl Store {
         let encoded = encoder.finish();
         self.append(&encoded)?;
 
-        let bucket_count = self.shared.options.bucket_count;
         let mut tables = self.shared.tables.write();
         for (accepted, place) in accepted.iter().zip(places) {
             let (partition, record) = (accepted.partition, accepted.record);
             let payload = encoded.slice(place);
             match accepted.what {
-                What::Record => {
-                    tables
-                        .active
-                        .put(partition, record, accepted.digest, payload);
-                }
+                What::Record => tables.active.put(partition, record, payload),
                 What::Removal => tables.active.put_gone(partition, record, payload),
-                What::RowAlone => {
+                What::RowAlone(rank) => {
                     // The log's bytes, not the record's: those may belong to something larger.
                     let key = payload.slice(payload.len() - record.key.len()..);
-                    let rank = (record.version, record.kind(), accepted.digest);
-                    let row = IndexRow::new(partition, bucket_count, key, rank);
-                    tables.active.put_aside(record.epoch, row);
+                    tables.active.put_aside(partition, record.epoch, key, rank);
                 }
             }
             tables.index.apply(record.epoch, partition, accepted.index);
@@ -410,15 +311,15 @@ impl Store {
             .map_err(|error| self.shared.poison(format!("cannot sync the log: {error}")))
     }
 
-    /// Starts a new segment if `bytes` more would not fit this one, or if the epoch was cut.
-    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+    /// Starts a new segment if `bytes` more would not fit this one, or if the epoch was cut; whether it did.
+    fn make_room(&mut self, bytes: usize) -> Result<bool, StoreError> {
+        let segment = self.log.id();
         if self.log.len() + bytes as u64 > self.shared.options.segment_bytes_max as u64 {
-            return self.freeze().map(drop);
-        }
-        if self.cut_pending {
+            self.freeze()?;
+        } else if self.cut_pending {
             self.try_cut()?;
         }
-        Ok(())
+        Ok(self.log.id() != segment)
     }
 
     /// Starts a new segment, if that can be done now. It only keeps epochs apart, so it can wait:
@@ -540,11 +441,26 @@ struct Tables {
 impl Tables {
     /// The newest record of a key, if it is here, or that it is gone.
     fn get(&self, key: &[u8]) -> Option<&Entry> {
-        self.active
-            .get(key)
-            .or_else(|| self.frozen.iter().rev().find_map(|table| table.get(key)))
-            .or_else(|| self.flushed.as_ref()?.get(key))
+        self.active.get(key).or_else(|| self.get_older(key))
     }
+
+    /// The same without the active table.
+    fn get_older(&self, key: &[u8]) -> Option<&Entry> {
+        let mut frozen = self.frozen.iter().rev().filter_map(|table| table.get(key));
+        frozen.next().or_else(|| self.flushed.as_ref()?.get(key))
+    }
+}
+
+/// Bytes that these take in the log.
+fn bytes_of(accepted: &[Accepted<'_>]) -> usize {
+    let frame_bytes = |accepted: &Accepted<'_>| {
+        FRAME_HEADER_BYTES
+            + match accepted.what {
+                What::Record | What::Removal => accepted.record.encoded_len(),
+                What::RowAlone(_) => row::alone_len(&accepted.record.key),
+            }
+    };
+    accepted.iter().map(frame_bytes).sum()
 }
 
 #[cfg(test)]

@@ -16,12 +16,12 @@
 //! A record that was collected leaves an entry that is *gone*: it hides what the engine still holds of
 //! its key, until the flush removes that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
 use mds_types::record::HEADER_BYTES;
-use mds_types::{DecodeError, Digest, Epoch, Kind, PartitionId, Record, Version};
+use mds_types::{DecodeError, Epoch, PartitionId, Record, Version};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::row::{IndexRow, Rank};
@@ -37,8 +37,6 @@ pub(crate) struct Entry {
     pub(crate) version: Version,
     pub(crate) partition: PartitionId,
     pub(crate) epoch: Epoch,
-    pub(crate) digest: Digest,
-    pub(crate) kind: Kind,
     /// Whether the record was collected: there is none of this key any more.
     pub(crate) gone: bool,
     key_len: u32,
@@ -61,14 +59,55 @@ impl Entry {
         Record::decode(self.encoded.clone())
     }
 
-    pub(crate) fn rank(&self) -> Rank {
-        (self.version, self.kind, self.digest)
+    /// What it leaves in the index of its epoch.
+    fn written(&self) -> Written {
+        Written {
+            partition: self.partition,
+            epoch: self.epoch,
+            key: self.key_bytes(),
+            version: WrittenVersion::Record(self.encoded.clone()),
+        }
+    }
+}
+
+/// Something that was written, of which a row can be made. Making it digests the value, so it is put off
+/// until somebody asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub(crate) partition: PartitionId,
+    pub(crate) epoch: Epoch,
+    key: Bytes,
+    version: WrittenVersion,
+}
+
+#[derive(Clone, Debug)]
+enum WrittenVersion {
+    /// A record, in its binary form.
+    Record(Bytes),
+    /// A row alone.
+    Rank(Rank),
+}
+
+impl Written {
+    fn rank(&self) -> Result<Rank, DecodeError> {
+        match &self.version {
+            WrittenVersion::Record(encoded) => Ok(Record::decode(encoded.clone())?.rank()),
+            WrittenVersion::Rank(rank) => Ok(*rank),
+        }
     }
 
-    /// The row that the record leaves in the index of its epoch.
-    fn row(&self, bucket_count: u16) -> IndexRow {
-        IndexRow::new(self.partition, bucket_count, self.key_bytes(), self.rank())
+    pub(crate) fn row(&self, bucket_count: u16) -> Result<IndexRow, DecodeError> {
+        let (key, rank) = (self.key.clone(), self.rank()?);
+        Ok(IndexRow::new(self.partition, bucket_count, key, rank))
     }
+}
+
+/// A row that was put aside.
+#[derive(Clone, Debug)]
+struct Aside {
+    written: Written,
+    /// The next older one of the same key.
+    previous: u32,
 }
 
 /// The records of one segment.
@@ -80,26 +119,22 @@ pub(crate) struct Table {
     /// The newest entry of each partition.
     newest: Vec<u32>,
     /// Rows of versions that are not current here: replaced by one of another epoch, or beaten before
-    /// they came. Of each key and epoch the greatest.
-    aside: BTreeMap<(Epoch, Bytes), IndexRow>,
-    bucket_count: u16,
+    /// they came.
+    aside: Vec<Aside>,
+    /// The newest in `aside` of each key.
+    aside_by_key: HashMap<Bytes, u32, KeyHashing>,
     bytes: usize,
 }
 
 impl Table {
-    pub(crate) fn new(
-        segment: u64,
-        partition_count: u16,
-        bucket_count: u16,
-        hash_seed: u64,
-    ) -> Table {
+    pub(crate) fn new(segment: u64, partition_count: u16, hash_seed: u64) -> Table {
         Table {
             segment,
             by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             entries: Vec::new(),
             newest: vec![NONE; usize::from(partition_count)],
-            aside: BTreeMap::new(),
-            bucket_count,
+            aside: Vec::new(),
+            aside_by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             bytes: 0,
         }
     }
@@ -121,7 +156,10 @@ impl Table {
     /// Whether anything of a partition is here.
     pub(crate) fn holds(&self, partition: PartitionId) -> bool {
         self.partition(partition).next().is_some()
-            || self.aside.values().any(|row| row.partition == partition)
+            || self
+                .aside
+                .iter()
+                .any(|row| row.written.partition == partition)
     }
 
     /// Bytes of all records put in, replaced ones included, as their memory is shared.
@@ -135,44 +173,44 @@ impl Table {
             .map(|&index| &self.entries[index as usize])
     }
 
-    /// Puts a record that won over whatever was here; `encoded` is its binary form, `digest` its digest.
-    pub(crate) fn put(
-        &mut self,
-        partition: PartitionId,
-        record: &Record,
-        digest: Digest,
-        encoded: Bytes,
-    ) {
-        self.enter(partition, record, digest, encoded, false);
+    /// Puts a record that won over whatever was here; `encoded` is its binary form.
+    pub(crate) fn put(&mut self, partition: PartitionId, record: &Record, encoded: Bytes) {
+        self.enter(partition, record, encoded, false);
     }
 
     /// Says that the record of this key is gone; `encoded` is the binary form of `header`, which is that
     /// record without its value.
     pub(crate) fn put_gone(&mut self, partition: PartitionId, header: &Record, encoded: Bytes) {
-        self.enter(partition, header, Digest::default(), encoded, true);
+        self.enter(partition, header, encoded, true);
     }
 
     /// Puts the row of a version that is not current.
-    pub(crate) fn put_aside(&mut self, epoch: Epoch, row: IndexRow) {
-        self.bytes += row.key.len();
-        let key = (epoch, row.key.clone());
-        match self.aside.get_mut(&key) {
-            Some(present) if present.rank() >= row.rank() => {}
-            Some(present) => *present = row,
-            None => {
-                self.aside.insert(key, row);
-            }
-        }
-    }
-
-    fn enter(
+    pub(crate) fn put_aside(
         &mut self,
         partition: PartitionId,
-        record: &Record,
-        digest: Digest,
-        encoded: Bytes,
-        gone: bool,
+        epoch: Epoch,
+        key: Bytes,
+        rank: Rank,
     ) {
+        self.bytes += key.len();
+        self.keep_aside(Written {
+            partition,
+            epoch,
+            key,
+            version: WrittenVersion::Rank(rank),
+        });
+    }
+
+    fn keep_aside(&mut self, written: Written) {
+        let index = self.aside.len() as u32;
+        let previous = self.aside_by_key.insert(written.key.clone(), index);
+        self.aside.push(Aside {
+            written,
+            previous: previous.unwrap_or(NONE),
+        });
+    }
+
+    fn enter(&mut self, partition: PartitionId, record: &Record, encoded: Bytes, gone: bool) {
         self.bytes += encoded.len();
         let key = encoded.slice(HEADER_BYTES..HEADER_BYTES + record.key.len());
         let head = &mut self.newest[usize::from(partition.0)];
@@ -181,8 +219,6 @@ impl Table {
             version: record.version,
             partition,
             epoch: record.epoch,
-            digest,
-            kind: record.kind(),
             gone,
             key_len: record.key.len() as u32,
             previous: *head,
@@ -191,9 +227,8 @@ impl Table {
             let old = &mut self.entries[index as usize];
             entry.previous = old.previous;
             let old = std::mem::replace(old, entry);
-            let keeps_row = !old.gone && (gone || old.epoch != record.epoch);
-            if keeps_row {
-                self.put_aside(old.epoch, old.row(self.bucket_count));
+            if !old.gone && (gone || old.epoch != record.epoch) {
+                self.keep_aside(old.written());
             }
             return;
         }
@@ -245,40 +280,46 @@ impl Table {
     }
 
     /// The row of a key in an epoch, if this table has one: the rank of its version.
-    pub(crate) fn row(&self, epoch: Epoch, key: &[u8]) -> Option<Rank> {
+    pub(crate) fn row(&self, epoch: Epoch, key: &[u8]) -> Result<Option<Rank>, DecodeError> {
         let current = self.get(key);
         let current = current.filter(|entry| !entry.gone && entry.epoch == epoch);
-        let current = current.map(Entry::rank);
-        if self.aside.is_empty() {
-            return current;
+        let current = current.map(|entry| entry.written().rank());
+        let mut greatest = current.transpose()?;
+        let mut next = self.aside_by_key.get(key).copied().unwrap_or(NONE);
+        while let Some(Aside { written, previous }) = self.aside.get(next as usize) {
+            if written.epoch == epoch {
+                greatest = greatest.max(Some(written.rank()?));
+            }
+            next = *previous;
         }
-        let aside = self.aside.get(&(epoch, Bytes::copy_from_slice(key)));
-        current.max(aside.map(IndexRow::rank))
+        Ok(greatest)
     }
 
-    /// The epochs and rows of what was written, of all partitions or one, in no useful order. Of a key and
-    /// epoch there may be two: the greater one counts.
-    pub(crate) fn rows(
+    /// What was written, of one epoch or all, and of one partition or all, in no useful order. Of a key and
+    /// epoch there may be several: the greatest counts.
+    pub(crate) fn written(
         &self,
-        only: Option<PartitionId>,
-    ) -> impl Iterator<Item = (Epoch, IndexRow)> {
-        let (all, one) = match only {
+        epoch: Option<Epoch>,
+        partition: Option<PartitionId>,
+    ) -> impl Iterator<Item = Written> {
+        let (all, one) = match partition {
             None => (Some(self.entries.iter()), None),
             Some(partition) => (None, Some(self.partition(partition))),
         };
         let current = all.into_iter().flatten().chain(one.into_iter().flatten());
-        let current = current.filter(|entry| !entry.gone);
-        let aside = self.aside.iter();
-        let aside = aside.filter(move |(_, row)| only.is_none_or(|p| p == row.partition));
-        current
-            .map(|entry| (entry.epoch, entry.row(self.bucket_count)))
-            .chain(aside.map(|((epoch, _), row)| (*epoch, row.clone())))
+        let is_of = move |of: Epoch| epoch.is_none_or(|epoch| epoch == of);
+        let current = current.filter(move |entry| !entry.gone && is_of(entry.epoch));
+        let aside = self.aside.iter().map(|aside| &aside.written);
+        let aside = aside.filter(move |written| {
+            partition.is_none_or(|p| p == written.partition) && is_of(written.epoch)
+        });
+        current.map(Entry::written).chain(aside.cloned())
     }
 
     /// The epochs of all rows.
     pub(crate) fn epochs(&self) -> impl Iterator<Item = Epoch> {
         let current = self.entries.iter().filter(|entry| !entry.gone);
-        let aside = self.aside.keys().map(|(epoch, _)| *epoch);
+        let aside = self.aside.iter().map(|aside| aside.written.epoch);
         current.map(|entry| entry.epoch).chain(aside)
     }
 }
@@ -330,13 +371,7 @@ mod tests {
         };
         let mut encoded = Vec::new();
         record.encode(&mut encoded);
-        let digest = record.digest();
-        table.put(
-            PartitionId(partition),
-            &record,
-            digest,
-            Bytes::from(encoded),
-        );
+        table.put(PartitionId(partition), &record, Bytes::from(encoded));
     }
 
     fn keys(mut entries: Vec<Entry>) -> Vec<String> {
@@ -347,7 +382,7 @@ mod tests {
 
     #[test]
     fn the_last_put_of_a_key_is_found_and_partitions_stay_apart() {
-        let mut table = Table::new(7, 4, 64, 99);
+        let mut table = Table::new(7, 4, 99);
         for (partition, key, hlc) in [(0, "b", 1), (1, "x", 2), (0, "a", 3), (0, "b", 4)] {
             put(&mut table, partition, key, hlc, 1);
         }
@@ -377,26 +412,30 @@ mod tests {
 
     #[test]
     fn a_replaced_record_of_another_epoch_is_still_among_the_written() {
-        let mut table = Table::new(7, 4, 64, 99);
+        let mut table = Table::new(7, 4, 99);
         for (hlc, epoch) in [(1, 5), (2, 5), (3, 6), (4, 5)] {
             put(&mut table, 2, "k", hlc, epoch);
         }
         let rows = |table: &Table, only| {
-            let rows = table.rows(only);
-            let mut rows: Vec<_> = rows.map(|(e, row)| (e.0, row.version.hlc.0)).collect();
+            let written = table.written(None, only);
+            let hlc = |one: &Written| one.row(64).unwrap().version.hlc.0;
+            let mut rows: Vec<_> = written.map(|one| (one.epoch.0, hlc(&one))).collect();
             rows.sort_unstable();
             rows
         };
         assert_eq!(rows(&table, Some(PartitionId(2))), [(5, 2), (5, 4), (6, 3)]);
-        assert_eq!(table.rows(None).count(), 3);
-        assert_eq!(table.rows(Some(PartitionId(1))).count(), 0);
-        let hlc = |epoch| table.row(Epoch(epoch), b"k").map(|rank| rank.0.hlc.0);
+        assert_eq!(table.written(None, None).count(), 3);
+        assert_eq!(table.written(None, Some(PartitionId(1))).count(), 0);
+        let row = |epoch| table.row(Epoch(epoch), b"k").unwrap();
+        let hlc = |epoch| row(epoch).map(|rank| rank.0.hlc.0);
+        let count = |epoch| table.written(Some(Epoch(epoch)), None).count();
+        assert_eq!((count(4), count(5), count(6)), (0, 2, 1));
         assert_eq!((hlc(4), hlc(5), hlc(6)), (None, Some(4), Some(3)));
     }
 
     #[test]
     fn what_is_gone_leaves_its_row_and_hides_its_key() {
-        let mut table = Table::new(7, 4, 64, 99);
+        let mut table = Table::new(7, 4, 99);
         put(&mut table, 2, "k", 3, 5);
         let header = Record {
             body: Body::Tombstone,
@@ -407,10 +446,11 @@ mod tests {
         table.put_gone(PartitionId(2), &header, Bytes::from(encoded));
         assert!(table.get(b"k").unwrap().gone);
         assert_eq!(table.epochs().collect::<Vec<_>>(), [Epoch(5)]);
-        assert_eq!(table.rows(None).count(), 1);
-        assert_eq!(table.row(Epoch(5), b"k").unwrap().0.hlc, Hlc(3));
+        assert_eq!(table.written(None, None).count(), 1);
+        let row = table.row(Epoch(5), b"k").unwrap();
+        assert_eq!(row.unwrap().0.hlc, Hlc(3));
         put(&mut table, 2, "k", 9, 7);
         assert!(!table.get(b"k").unwrap().gone);
-        assert_eq!(table.rows(None).count(), 2);
+        assert_eq!(table.written(None, None).count(), 2);
     }
 }

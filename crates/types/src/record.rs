@@ -218,6 +218,11 @@ impl Record {
         })
     }
 
+    /// What the merge law compares, of records of one key: the greater rank is the greater record.
+    pub fn rank(&self) -> (Version, Kind, Digest) {
+        (self.version, self.kind(), self.digest())
+    }
+
     /// Whether this record wins over `other`, by the merge law.
     pub fn supersedes(&self, other: &Record) -> bool {
         self.merge_order(other) == Ordering::Greater
@@ -353,6 +358,11 @@ mod tests {
         fn merge_is_associative(a in any_record(), b in any_record(), c in any_record()) {
             let left = a.clone().merge(b.clone()).merge(c.clone());
             prop_assert_eq!(left, a.merge(b.merge(c)));
+        }
+
+        #[test]
+        fn the_greater_rank_is_the_greater_record(a in any_record(), b in any_record()) {
+            prop_assert_eq!(a.merge_order(&b), a.rank().cmp(&b.rank()));
         }
 
         #[test]

@@ -26,11 +26,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
-use mds_types::{Body, Digest, Epoch, Hlc, Kind, PartitionId, Record, Version};
+use mds_types::{Body, Epoch, Hlc, Kind, PartitionId, Record, Version};
 
 use super::judge::{Accepted, What};
 use super::shared::Counter;
-use super::{Ledger, PartitionState, Store, StoreError};
+use super::{Ledger, PartitionState, Store, StoreError, bytes_of};
 use crate::epoch_index::IndexChange;
 use crate::ledger::has_passed;
 use crate::row::RowRange;
@@ -249,11 +249,11 @@ impl Store {
             .map(|(partition, record)| Accepted {
                 record,
                 what: What::Removal,
-                digest: Digest::default(),
                 partition: *partition,
                 index: IndexChange::Nothing,
             })
             .collect();
+        self.make_room(bytes_of(&accepted))?;
         self.commit(&accepted)?;
         self.shared.add(Counter::Collected, accepted.len() as u64);
         Ok(accepted.len() as u64)

@@ -21,14 +21,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mds_types::Epoch;
 use mds_types::mutation::{Mutation, is_on};
+use mds_types::{Epoch, Kind, PartitionId};
 
 use super::StoreError;
 use super::shared::{Counter, Shared};
+use crate::epoch_index::Leaves;
 use crate::keys::{Keyspace, engine_key};
 use crate::ledger::has_passed;
 use crate::log::LOG_DIR;
+use crate::row::sort_rows;
 use crate::runs::{IndexRow, RunLimits};
 use crate::table::Table;
 
@@ -136,13 +138,16 @@ impl Flusher {
             self.ingest(table)?;
             flushing.ingested = Some(table.segment());
         }
-        shared
-            .runs
-            .write_segment(table.segment(), self.rows(table))?;
+        let rows = self.rows(table)?;
+        let hashes = self.hashes(&rows);
+        shared.runs.write_segment(table.segment(), rows)?;
 
         // The engine shows the records: the table may go. It stays for one more turn as a cache.
         {
             let mut tables = shared.tables.write();
+            for ((epoch, partition), hashes) in &hashes {
+                tables.index.add_flushed(*epoch, *partition, hashes);
+            }
             match is_on(Mutation::FlushNewestFirst) {
                 true => tables.frozen.pop_back(),
                 false => tables.frozen.pop_front(),
@@ -173,8 +178,10 @@ impl Flusher {
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
         let mut run = table.sorted().into_iter().map(|entry| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
-            let is_deleted = entry.kind == mds_types::Kind::Tombstone;
-            let is_dropped = is_on(Mutation::TombstoneDropped) && is_deleted;
+            let is_dropped = is_on(Mutation::TombstoneDropped)
+                && entry
+                    .record()
+                    .is_ok_and(|record| record.kind() == Kind::Tombstone);
             (
                 key,
                 (!entry.gone && !is_dropped).then(|| entry.encoded.clone()),
@@ -183,21 +190,45 @@ impl Flusher {
         Ok(self.shared.engine.ingest(&mut run)?)
     }
 
-    /// The rows of a table that anybody still needs, by epoch: what its run files will hold. There is one
-    /// at least, as the segment's commit point.
-    fn rows(&self, table: &Table) -> BTreeMap<Epoch, Vec<IndexRow>> {
+    /// The rows of a table that anybody still needs, by epoch: what its run files will hold. Of each key
+    /// the greatest, in order. There is one epoch at least, as the segment's commit point.
+    fn rows(&self, table: &Table) -> Result<BTreeMap<Epoch, Vec<IndexRow>>, StoreError> {
         let ledger = self.shared.ledger.get();
+        let bucket_count = self.shared.options.bucket_count;
         let mut rows: BTreeMap<Epoch, Vec<IndexRow>> = BTreeMap::new();
-        for (epoch, row) in table.rows(None) {
-            let entry = ledger.partition(row.partition);
-            if entry.is_indexed() && !has_passed(entry.no_rows(), epoch) {
-                rows.entry(epoch).or_default().push(row);
+        for written in table.written(None, None) {
+            let entry = ledger.partition(written.partition);
+            if entry.is_indexed() && !has_passed(entry.no_rows(), written.epoch) {
+                let row = written.row(bucket_count);
+                let row = row.map_err(|error| StoreError::record("table", 0, error))?;
+                rows.entry(written.epoch).or_default().push(row);
             }
         }
+        rows.values_mut().for_each(sort_rows);
         if rows.is_empty() {
             rows.insert(Epoch(0), Vec::new());
         }
-        rows
+        Ok(rows)
+    }
+
+    /// The hashes of these rows, as far as they count still.
+    fn hashes(
+        &self,
+        rows: &BTreeMap<Epoch, Vec<IndexRow>>,
+    ) -> BTreeMap<(Epoch, PartitionId), Leaves> {
+        let ledger = self.shared.ledger.get();
+        let options = &self.shared.options;
+        let mut hashes = BTreeMap::new();
+        for (&epoch, rows) in rows {
+            for rows in rows.chunk_by(|a, b| a.partition == b.partition) {
+                let partition = rows[0].partition;
+                if !has_passed(ledger.partition(partition).no_new_rows(), epoch) {
+                    let leaves = Leaves::of(rows, options.bucket_count, options.row_seed);
+                    hashes.insert((epoch, partition), leaves);
+                }
+            }
+        }
+        hashes
     }
 
     fn enforce_run_limits(&self) -> Result<(), StoreError> {

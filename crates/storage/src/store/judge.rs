@@ -14,17 +14,19 @@
 //!    it is the greatest of its key in its epoch, which a look-up in the rows tells (trap T13).
 //!
 //! The look-up is not on the way of a usual write: a winner never needs one (see
-//! [`crate::epoch_index`], invariant 3), nor does a loser of the current record's epoch.
+//! [`crate::epoch_index`], invariant 3), nor does a loser of the current record's epoch. Nor is anything
+//! hashed there: that is left to the flush, but for a record that replaces one of the same epoch in an
+//! older table.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
-use mds_types::{Digest, Epoch, Kind, PartitionId, Record, Version};
+use mds_types::{Epoch, PartitionId, Record, Version};
 
 use super::shared::Shared;
-use super::{Merged, Purpose, StoreError};
+use super::{Merged, Purpose, StoreError, Tables};
 use crate::epoch_index::IndexChange;
 use crate::keys::bucket_of;
 use crate::ledger::{Ledger, has_passed};
@@ -36,8 +38,8 @@ use crate::table::{Entry, KeyHashing};
 pub(super) enum What {
     /// The record, which is its row too.
     Record,
-    /// Its row alone.
-    RowAlone,
+    /// Its row alone, with the rank that it has: a record that was not sent is only stood for.
+    RowAlone(Rank),
     /// That it is gone.
     Removal,
 }
@@ -46,78 +48,104 @@ pub(super) enum What {
 pub(super) struct Accepted<'a> {
     pub(super) record: &'a Record,
     pub(super) what: What,
-    pub(super) digest: Digest,
     pub(super) partition: PartitionId,
     pub(super) index: IndexChange,
 }
 
-impl Accepted<'_> {
-    fn rank(&self) -> Rank {
-        (self.record.version, self.record.kind(), self.digest)
-    }
+/// The current record of a key, and where it is.
+enum Current<'a> {
+    /// In the table that is being written. This much of it is enough, nearly always.
+    Active { version: Version, epoch: Epoch },
+    /// In an older one.
+    Older(Entry),
+    /// In the engine.
+    Engine(Box<Record>),
+    /// Earlier in the batch.
+    Batch(&'a Record),
 }
 
-/// What is known of a key's current record.
-struct Current {
-    version: Version,
-    epoch: Epoch,
-    kind: Kind,
-    digest: CurrentDigest,
-}
-
-/// Its digest: most merges do not need it.
-enum CurrentDigest {
-    Known(Digest),
-    Of(Record),
-}
-
-impl Current {
-    fn of_entry(entry: &Entry) -> Current {
-        Current {
-            version: entry.version,
-            epoch: entry.epoch,
-            kind: entry.kind,
-            digest: CurrentDigest::Known(entry.digest),
+impl Current<'_> {
+    fn version(&self) -> Version {
+        match self {
+            Current::Active { version, .. } => *version,
+            Current::Older(entry) => entry.version,
+            Current::Engine(record) => record.version,
+            Current::Batch(record) => record.version,
         }
     }
 
-    fn of_record(record: Record) -> Current {
-        Current {
-            version: record.version,
-            epoch: record.epoch,
-            kind: record.kind(),
-            digest: CurrentDigest::Of(record),
+    fn epoch(&self) -> Epoch {
+        match self {
+            Current::Active { epoch, .. } => *epoch,
+            Current::Older(entry) => entry.epoch,
+            Current::Engine(record) => record.epoch,
+            Current::Batch(record) => record.epoch,
         }
     }
 
-    fn of_accepted(accepted: &Accepted<'_>) -> Current {
-        Current {
-            version: accepted.record.version,
-            epoch: accepted.record.epoch,
-            kind: accepted.record.kind(),
-            digest: CurrentDigest::Known(accepted.digest),
+    /// Digests the value.
+    fn rank(&self, shared: &Shared, key: &[u8]) -> Result<Rank, StoreError> {
+        match self {
+            Current::Active { .. } => {
+                let entry = shared.tables.read().active.get(key).cloned();
+                let what = "a record has left the active table";
+                let entry = entry.ok_or_else(|| StoreError::corrupt("table", 0, what))?;
+                Ok(shared.decode(&entry)?.rank())
+            }
+            Current::Older(entry) => Ok(shared.decode(entry)?.rank()),
+            Current::Engine(record) => Ok(record.rank()),
+            Current::Batch(record) => Ok(record.rank()),
         }
     }
 
-    fn digest(&self) -> Digest {
-        match &self.digest {
-            CurrentDigest::Known(digest) => *digest,
-            CurrentDigest::Of(record) => record.digest(),
-        }
+    /// Whether its row is, or will be, in the table that is being written.
+    fn is_in_active(&self) -> bool {
+        matches!(self, Current::Active { .. } | Current::Batch(_))
     }
 }
 
 /// What the tables say of a key.
 enum InTables {
-    Current(Current),
-    /// There is no record of it.
+    Active(Version, Epoch),
+    Older(Entry),
+    /// There is no record of it any more.
     Gone,
     /// The engine has to be asked.
     No,
 }
 
+impl InTables {
+    fn of(tables: &Tables, key: &[u8]) -> InTables {
+        match tables.active.get(key) {
+            Some(entry) if entry.gone => InTables::Gone,
+            Some(entry) => InTables::Active(entry.version, entry.epoch),
+            None => match tables.get_older(key) {
+                Some(entry) if entry.gone => InTables::Gone,
+                Some(entry) => InTables::Older(entry.clone()),
+                None => InTables::No,
+            },
+        }
+    }
+
+    fn current<'a>(
+        self,
+        shared: &Shared,
+        partition: PartitionId,
+        key: &[u8],
+    ) -> Result<Option<Current<'a>>, StoreError> {
+        Ok(match self {
+            InTables::Gone => None,
+            InTables::Active(version, epoch) => Some(Current::Active { version, epoch }),
+            InTables::Older(entry) => Some(Current::Older(entry)),
+            InTables::No => shared
+                .get_from_engine_in(partition, key)?
+                .map(|record| Current::Engine(Box::new(record))),
+        })
+    }
+}
+
 /// Compares each record with what is there: earlier in the batch, in the tables, in the engine. Returns
-/// what became of each, and what is to be written.
+/// what became of each, and what is to be written, into the table that is active now.
 pub(super) fn judge<'a>(
     shared: &Shared,
     merges: impl ExactSizeIterator<Item = (Purpose, &'a Record)> + Clone,
@@ -128,25 +156,17 @@ pub(super) fn judge<'a>(
     // only: what is not in the tables now is in the engine, or nowhere.
     let in_tables: Vec<InTables> = {
         let tables = shared.tables.read();
-        let look_up = |(_, record): (Purpose, &Record)| match tables.get(&record.key) {
-            Some(entry) if entry.gone => InTables::Gone,
-            Some(entry) => InTables::Current(Current::of_entry(entry)),
-            None => InTables::No,
-        };
-        merges.clone().map(look_up).collect()
+        let keys = merges.clone().map(|(_, record)| &record.key);
+        keys.map(|key| InTables::of(&tables, key)).collect()
     };
-    let mut batch: HashMap<&[u8], usize, KeyHashing> = HashMap::with_hasher(shared.hashing());
+    let mut batch: HashMap<&[u8], &'a Record, KeyHashing> = HashMap::with_hasher(shared.hashing());
     let mut outcomes = Vec::with_capacity(count);
     let mut accepted: Vec<Accepted<'a>> = Vec::with_capacity(count);
     for ((purpose, record), in_tables) in merges.zip(in_tables) {
         let partition = partition_of(&record.key, shared.options.partition_count);
-        let current = match (batch.get(&record.key[..]), in_tables) {
-            (Some(&earlier), _) => Some(Current::of_accepted(&accepted[earlier])),
-            (None, InTables::Current(current)) => Some(current),
-            (None, InTables::Gone) => None,
-            (None, InTables::No) => shared
-                .get_from_engine_in(partition, &record.key)?
-                .map(Current::of_record),
+        let current = match batch.get(&record.key[..]) {
+            Some(earlier) => Some(Current::Batch(earlier)),
+            None => in_tables.current(shared, partition, &record.key)?,
         };
         let arriving = Arriving {
             shared,
@@ -159,7 +179,7 @@ pub(super) fn judge<'a>(
         outcomes.push(outcome);
         if let Some(written) = written {
             if written.what == What::Record && count > 1 {
-                batch.insert(&record.key, accepted.len());
+                batch.insert(&record.key, record);
             }
             accepted.push(written);
         }
@@ -172,23 +192,14 @@ pub(super) fn judge<'a>(
 /// here, so that no row ever stands for what is nowhere.
 pub(super) fn judge_rows<'a>(
     shared: &Shared,
-    rows: &'a [(Record, Digest)],
+    rows: &'a [(Record, Rank)],
 ) -> Result<Vec<Accepted<'a>>, StoreError> {
     let ledger = shared.ledger.get();
     let mut accepted: Vec<Accepted<'a>> = Vec::new();
-    for (record, digest) in rows {
+    for (record, rank) in rows {
         let partition = partition_of(&record.key, shared.options.partition_count);
-        let in_tables = match shared.tables.read().get(&record.key) {
-            Some(entry) if entry.gone => continue,
-            Some(entry) => Some(Current::of_entry(entry)),
-            None => None,
-        };
-        let current = match in_tables {
-            Some(current) => Some(current),
-            None => shared
-                .get_from_engine_in(partition, &record.key)?
-                .map(Current::of_record),
-        };
+        let in_tables = InTables::of(&shared.tables.read(), &record.key);
+        let current = in_tables.current(shared, partition, &record.key)?;
         let arriving = Arriving {
             shared,
             ledger: &ledger,
@@ -197,9 +208,9 @@ pub(super) fn judge_rows<'a>(
             partition,
         };
         let is_here = ledger.partition(partition).is_indexed();
-        let newer = current.filter(|current| is_here && current.version > record.version);
+        let newer = current.filter(|current| is_here && current.version() > record.version);
         if let Some(current) = newer
-            && let Some(row) = arriving.row_alone(&current, || *digest, &accepted)?
+            && let Some(row) = arriving.row_alone(&current, || *rank, &accepted)?
         {
             accepted.push(row);
         }
@@ -219,24 +230,20 @@ struct Arriving<'a, 'b> {
 impl<'a> Arriving<'a, '_> {
     fn judge(
         &self,
-        current: Option<Current>,
+        current: Option<Current<'_>>,
         earlier: &[Accepted<'a>],
     ) -> Result<(Merged, Option<Accepted<'a>>), StoreError> {
-        let order = self.order(current.as_ref());
+        let order = self.order(current.as_ref())?;
         if let Some(refusal) = self.refusal(order, current.as_ref()) {
             return Ok((refusal, None));
         }
         match (order, current) {
             (Ordering::Greater, current) => {
-                let digest = self.record.digest();
-                let index = self.change_of_winner(digest, current.as_ref());
-                Ok((
-                    Merged::Applied,
-                    Some(self.accept(What::Record, digest, index)),
-                ))
+                let index = self.change_of_winner(current.as_ref())?;
+                Ok((Merged::Applied, Some(self.accept(What::Record, index))))
             }
             (Ordering::Less, Some(current)) => {
-                let row = self.row_alone(&current, || self.record.digest(), earlier)?;
+                let row = self.row_alone(&current, || self.record.rank(), earlier)?;
                 Ok((Merged::Superseded, row))
             }
             (Ordering::Less | Ordering::Equal, _) => Ok((Merged::Same, None)),
@@ -244,22 +251,21 @@ impl<'a> Arriving<'a, '_> {
     }
 
     /// The merge law, against what is there.
-    fn order(&self, current: Option<&Current>) -> Ordering {
+    fn order(&self, current: Option<&Current<'_>>) -> Result<Ordering, StoreError> {
         let Some(current) = current else {
-            return Ordering::Greater;
+            return Ok(Ordering::Greater);
         };
         if is_on(Mutation::MergeByArrival) {
-            return Ordering::Greater;
+            return Ok(Ordering::Greater);
         }
-        self.record.version.cmp(&current.version).then_with(|| {
-            // Only the same version seen again: hashing is off the usual way.
-            let ours = (self.record.kind(), self.record.digest());
-            ours.cmp(&(current.kind, current.digest()))
-        })
+        match self.record.version.cmp(&current.version()) {
+            Ordering::Equal => Ok(self.record.rank().cmp(&self.rank_of(current)?)),
+            order => Ok(order),
+        }
     }
 
     /// Why the record may not come in, if so.
-    fn refusal(&self, order: Ordering, current: Option<&Current>) -> Option<Merged> {
+    fn refusal(&self, order: Ordering, current: Option<&Current<'_>>) -> Option<Merged> {
         let (ledger, epoch) = (self.ledger, self.record.epoch);
         if epoch >= ledger.free_from && !ledger.is_some_away {
             return None;
@@ -279,7 +285,7 @@ impl<'a> Arriving<'a, '_> {
             && has_passed(ledger.closed, epoch)
             && !is_on(Mutation::ClosedEpochOpen);
         let is_there = order != Ordering::Greater
-            && current.is_some_and(|current| current.version == self.record.version);
+            && current.is_some_and(|current| current.version() == self.record.version);
         (is_sealed && !is_there).then_some(Merged::EpochClosed)
     }
 
@@ -290,81 +296,91 @@ impl<'a> Arriving<'a, '_> {
         epoch >= self.ledger.free_from || !has_passed(no_new_rows(), epoch)
     }
 
-    fn change_of_winner(&self, digest: Digest, current: Option<&Current>) -> IndexChange {
-        let record = self.record;
-        if let Some(current) = current.filter(|current| current.epoch > record.epoch) {
-            // Even if the record leaves no row itself: there are rows of later epochs than that of what is
-            // current now.
-            return IndexChange::Forget { to: current.epoch };
-        }
-        if !self.leaves_rows() {
-            return IndexChange::Nothing;
-        }
-        let hash = self.hash((record.version, record.kind(), digest));
-        let (delta, is_new) = match current {
-            Some(current) if current.epoch == record.epoch => {
-                let replaced = (current.version, current.kind, current.digest());
-                (hash.wrapping_sub(self.hash(replaced)), false)
-            }
-            Some(_) | None => (hash, true),
+    /// What its row does to the hashes in memory, beyond being in the active table now.
+    fn change_of_winner(&self, current: Option<&Current<'_>>) -> Result<IndexChange, StoreError> {
+        let epoch = self.record.epoch;
+        let Some(current) = current.filter(|_| epoch >= self.ledger.free_from) else {
+            return Ok(self.change_in_closed(current.map_or(epoch, Current::epoch)));
         };
-        IndexChange::Row {
-            bucket: self.bucket(),
-            delta,
-            is_new,
+        match epoch.cmp(&current.epoch()) {
+            Ordering::Less => Ok(IndexChange::Forget {
+                to: current.epoch(),
+            }),
+            Ordering::Equal if !current.is_in_active() => Ok(IndexChange::Replaces {
+                bucket: self.bucket(),
+                hash: self.hash(self.rank_of(current)?),
+            }),
+            Ordering::Equal | Ordering::Greater => Ok(IndexChange::Nothing),
+        }
+    }
+
+    /// The same in an epoch that may be closed: what is known of it is not kept up to date.
+    fn change_in_closed(&self, current: Epoch) -> IndexChange {
+        let epoch = self.record.epoch;
+        let is_known_to_change = self.leaves_rows() && epoch < self.ledger.free_from;
+        // Even a record that leaves no row: there may be rows of later epochs than that of what is current
+        // now.
+        match is_known_to_change || epoch < current {
+            true => IndexChange::Forget {
+                to: current.max(epoch),
+            },
+            false => IndexChange::Nothing,
         }
     }
 
     /// The row of a record that has lost to one of another epoch, unless the index has it, or a greater one.
     fn row_alone(
         &self,
-        current: &Current,
-        digest: impl FnOnce() -> Digest,
+        current: &Current<'_>,
+        rank: impl FnOnce() -> Rank,
         earlier: &[Accepted<'a>],
     ) -> Result<Option<Accepted<'a>>, StoreError> {
         let record = self.record;
-        if current.epoch == record.epoch
+        if current.epoch() == record.epoch
             || !self.leaves_rows()
             || is_on(Mutation::SupersededNotLogged)
         {
             return Ok(None);
         }
-        let digest = digest();
-        let rank = (record.version, record.kind(), digest);
+        let rank = rank();
         let in_batch = earlier
             .iter()
             .filter(|other| other.record.epoch == record.epoch && other.record.key == record.key)
-            .map(Accepted::rank)
+            .map(|other| match other.what {
+                What::RowAlone(rank) => rank,
+                What::Record | What::Removal => other.record.rank(),
+            })
             .max();
-        let bucket = self.bucket();
-        let present = self.shared.row(
-            self.ledger,
-            record.epoch,
-            (self.partition, bucket),
-            &record.key,
-        )?;
-        let present = present.max(in_batch);
-        if present >= Some(rank) {
+        let place = (self.partition, self.bucket());
+        let present = self
+            .shared
+            .row(self.ledger, record.epoch, place, &record.key)?;
+        let in_active = present.in_active.max(in_batch);
+        if in_active.max(present.elsewhere) >= Some(rank) {
             return Ok(None);
         }
-        let index = if record.epoch > current.epoch {
+        let index = if record.epoch > current.epoch() || record.epoch < self.ledger.free_from {
             IndexChange::Forget { to: record.epoch }
         } else {
-            let replaced = present.map_or(0, |present| self.hash(present));
-            IndexChange::Row {
-                bucket,
-                delta: self.hash(rank).wrapping_sub(replaced),
-                is_new: present.is_none(),
+            match (in_active, present.elsewhere) {
+                (None, Some(replaced)) => IndexChange::Replaces {
+                    bucket: place.1,
+                    hash: self.hash(replaced),
+                },
+                _ => IndexChange::Nothing,
             }
         };
-        Ok(Some(self.accept(What::RowAlone, digest, index)))
+        Ok(Some(self.accept(What::RowAlone(rank), index)))
     }
 
-    fn accept(&self, what: What, digest: Digest, index: IndexChange) -> Accepted<'a> {
+    fn rank_of(&self, current: &Current<'_>) -> Result<Rank, StoreError> {
+        current.rank(self.shared, &self.record.key)
+    }
+
+    fn accept(&self, what: What, index: IndexChange) -> Accepted<'a> {
         Accepted {
             record: self.record,
             what,
-            digest,
             partition: self.partition,
             index,
         }

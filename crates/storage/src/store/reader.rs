@@ -1,20 +1,18 @@
 //! Reading single keys, the epoch index and the ledger: tables first, then the disk.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, PartitionId, Record};
 
 use super::shared::Shared;
-use super::{Ledger, StoreError, StoreStats};
+use super::{Ledger, StoreError, StoreStats, Tables};
 use crate::epoch_index::{Known, Leaves};
 use crate::ledger::has_passed;
 use crate::row::{IndexRow, RowRange, sort_rows};
 use crate::runs::RunInfo;
-
-/// Times that a rebuild of hashes is tried while merges change its rows, before what it gave is returned
-/// without being kept.
-const REBUILDS_MAX: usize = 3;
+use crate::table::{Table, Written};
 
 /// Reads a store from any thread. What it sees is durable by the policy.
 #[derive(Clone)]
@@ -75,21 +73,18 @@ impl StoreReader {
     pub fn index_rows(&self, epoch: Epoch, range: RowRange) -> Result<Vec<IndexRow>, StoreError> {
         self.shared.check_sound()?;
         let ledger = self.shared.ledger.get();
+        let is_here = |written: &Written| ledger.partition(written.partition).is_indexed();
         // Tables before run files, so that what is flushed in between is seen twice, not never.
+        let (active, frozen) = self.tables_of(epoch, range.partition());
         let mut rows = Vec::new();
-        let mut add = |(of, row): (Epoch, IndexRow)| {
-            let is_here = ledger.partition(row.partition).is_indexed();
-            if of == epoch && is_here && range.contains(&row) {
+        let frozen = frozen
+            .iter()
+            .flat_map(|table| table.written(Some(epoch), range.partition()));
+        for written in active.into_iter().chain(frozen).filter(is_here) {
+            let row = self.row_of(&written)?;
+            if range.contains(&row) {
                 rows.push(row);
             }
-        };
-        let frozen = {
-            let tables = self.shared.tables.read();
-            tables.active.rows(range.partition()).for_each(&mut add);
-            tables.frozen.clone()
-        };
-        for table in &frozen {
-            table.rows(range.partition()).for_each(&mut add);
         }
         rows.extend(self.shared.runs.rows(&ledger, epoch, range)?);
         sort_rows(&mut rows);
@@ -113,34 +108,110 @@ impl StoreReader {
         partition: PartitionId,
     ) -> Result<Option<Leaves>, StoreError> {
         self.shared.check_sound()?;
-        let mut rebuilt = None;
-        for _ in 0..REBUILDS_MAX {
-            let ledger = self.shared.ledger.get();
-            let entry = ledger.partition(partition);
-            let is_lost = ledger.lacks_rows(partition) && epoch <= ledger.unverifiable;
-            if !entry.is_indexed() || has_passed(entry.no_new_rows(), epoch) || is_lost {
-                return Ok(None);
-            }
-            let known = self.shared.tables.read().index.get(epoch, partition);
-            let changes = match known {
-                Known::Leaves(leaves) if !is_on(Mutation::RowGoesWithRecord) => {
-                    return Ok(Some(leaves));
-                }
-                Known::Leaves(_) => u64::MAX,
-                Known::No(changes) => changes,
-            };
-            let leaves = self.rebuilt_leaves(epoch, partition)?;
-            // Only what nobody writes to is kept: see the index.
-            let is_kept = !has_passed(ledger.closed, epoch) || {
-                let index = &mut self.shared.tables.write().index;
-                index.install(epoch, partition, changes, leaves.clone())
-            };
-            rebuilt = Some(leaves);
-            if is_kept {
-                break;
-            }
+        let ledger = self.shared.ledger.get();
+        let entry = ledger.partition(partition);
+        let is_lost = ledger.lacks_rows(partition) && epoch <= ledger.unverifiable;
+        if !entry.is_indexed() || has_passed(entry.no_new_rows(), epoch) || is_lost {
+            return Ok(None);
         }
-        Ok(rebuilt)
+        if is_on(Mutation::RowGoesWithRecord) {
+            return self.rebuilt_leaves(epoch, partition).map(Some);
+        }
+        if let Some(leaves) = self.known_leaves(epoch, partition)? {
+            return Ok(Some(leaves));
+        }
+        if has_passed(ledger.closed, epoch)
+            && let Some(leaves) = self.rebuild(&ledger, epoch, partition)?
+        {
+            return Ok(Some(leaves));
+        }
+        self.rebuilt_leaves(epoch, partition).map(Some)
+    }
+
+    /// The leaves, without reading the disk, if they are known.
+    pub(super) fn known_leaves(
+        &self,
+        epoch: Epoch,
+        partition: PartitionId,
+    ) -> Result<Option<Leaves>, StoreError> {
+        // Of one moment: a flush moves rows from here to there.
+        let (known, active, frozen) = {
+            let tables = self.shared.tables.read();
+            let Known::Leaves(known) = tables.index.get(epoch, partition) else {
+                return Ok(None);
+            };
+            let active = tables.active.written(Some(epoch), Some(partition));
+            (known, active.collect::<Vec<_>>(), tables.frozen.clone())
+        };
+        let mut leaves = known;
+        let options = &self.shared.options;
+        let mut add = |written: &mut dyn Iterator<Item = Written>| {
+            let rows: Result<Vec<IndexRow>, StoreError> =
+                written.map(|written| self.row_of(&written)).collect();
+            let mut rows = rows?;
+            // Of each table and key the greatest.
+            sort_rows(&mut rows);
+            leaves.add_all(&Leaves::of(&rows, options.bucket_count, options.row_seed));
+            Ok::<(), StoreError>(())
+        };
+        add(&mut active.into_iter())?;
+        for table in &frozen {
+            add(&mut table.written(Some(epoch), Some(partition)))?;
+        }
+        Ok(Some(leaves))
+    }
+
+    /// Rebuilds the leaves of a closed epoch from its run files, and remembers them. `None` if some of its
+    /// rows are in tables still, or come in just now.
+    fn rebuild(
+        &self,
+        ledger: &Ledger,
+        epoch: Epoch,
+        partition: PartitionId,
+    ) -> Result<Option<Leaves>, StoreError> {
+        let has_rows = |tables: &Tables| {
+            let frozen = tables.frozen.iter().map(|table| &**table);
+            let mut all = frozen.chain([&tables.active]);
+            all.any(|table| {
+                let mut written = table.written(Some(epoch), Some(partition));
+                written.next().is_some()
+            })
+        };
+        let changes = {
+            let tables = self.shared.tables.read();
+            match tables.index.get(epoch, partition) {
+                Known::No(changes) if !has_rows(&tables) => changes,
+                _ => return Ok(None),
+            }
+        };
+        let range = RowRange::Partition(partition);
+        let rows = self.shared.runs.rows(ledger, epoch, range)?;
+        let options = &self.shared.options;
+        let leaves = Leaves::of(&rows, options.bucket_count, options.row_seed);
+        let mut tables = self.shared.tables.write();
+        let is_kept = !has_rows(&tables)
+            && tables
+                .index
+                .install(epoch, partition, changes, leaves.clone());
+        Ok(is_kept.then_some(leaves))
+    }
+
+    /// What the active table has of an epoch and perhaps partition, and the other tables whose rows are not
+    /// in run files yet.
+    fn tables_of(
+        &self,
+        epoch: Epoch,
+        partition: Option<PartitionId>,
+    ) -> (Vec<Written>, VecDeque<Arc<Table>>) {
+        let tables = self.shared.tables.read();
+        let active = tables.active.written(Some(epoch), partition);
+        (active.collect(), tables.frozen.clone())
+    }
+
+    fn row_of(&self, written: &Written) -> Result<IndexRow, StoreError> {
+        // It was valid when it went in, so a failure is broken memory.
+        let row = written.row(self.shared.options.bucket_count);
+        row.map_err(|error| StoreError::record("table", 0, error))
     }
 
     /// The same from the rows, whatever memory says: for checking that it says the same. Not `None` for

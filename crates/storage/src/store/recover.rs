@@ -26,7 +26,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 
 use super::collect::Cursors;
-use super::shared::{Shared, new_table};
+use super::shared::Shared;
 use super::{Store, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
@@ -37,7 +37,7 @@ use crate::log::{
     LOG_DIR, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentBytes, SegmentWriter, list_segments,
     remove_temporaries, segment_path,
 };
-use crate::row::{IndexRow, RowAlone, take_alone};
+use crate::row::{RowAlone, take_alone};
 use crate::runs::{RUNS_DIR, Runs};
 use crate::table::Table;
 
@@ -64,7 +64,7 @@ pub(super) fn open(
         None => {
             check_engine_is_empty(&*engine)?;
             let log = SegmentWriter::create(&*disk, FIRST_SEGMENT, options.secret)?;
-            let active = new_table(FIRST_SEGMENT, &options);
+            let active = empty_table(FIRST_SEGMENT, &options);
             (log, active, VecDeque::new())
         }
         Some((&newest, sealed)) => {
@@ -120,6 +120,10 @@ fn check_engine_is_empty(engine: &dyn Engine) -> Result<(), StoreError> {
     }
     let what = "the engine holds records, but the log is gone";
     Err(StoreError::corrupt(LOG_DIR, 0, what))
+}
+
+fn empty_table(segment: u64, options: &StoreOptions) -> Table {
+    Table::new(segment, options.partition_count, options.secret)
 }
 
 fn prepare_dirs(disk: &dyn Disk) -> Result<(), StoreError> {
@@ -216,7 +220,7 @@ fn replay(
     frames: &[Frame<'_>],
     options: &StoreOptions,
 ) -> Result<Table, StoreError> {
-    let mut table = new_table(segment.header.id, options);
+    let mut table = empty_table(segment.header.id, options);
     for frame in frames {
         let encoded = segment.bytes.slice(frame.payload_range());
         let record = |encoded: Bytes| {
@@ -228,7 +232,7 @@ fn replay(
             RECORD_FRAME => {
                 let record = record(encoded.clone())?;
                 let partition = partition_of(&record.key, options.partition_count);
-                table.put(partition, &record, record.digest(), encoded);
+                table.put(partition, &record, encoded);
             }
             REMOVAL_FRAME => {
                 let header = record(encoded.clone())?;
@@ -238,8 +242,7 @@ fn replay(
             ROW_FRAME => {
                 let RowAlone { epoch, key, rank } = take_alone(encoded).map_err(corrupt)?;
                 let partition = partition_of(&key, options.partition_count);
-                let row = IndexRow::new(partition, options.bucket_count, key, rank);
-                table.put_aside(epoch, row);
+                table.put_aside(partition, epoch, key, rank);
             }
             kind => {
                 let what = format!("unknown frame kind {kind}: written by a newer version?");

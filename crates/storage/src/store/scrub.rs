@@ -26,7 +26,7 @@ use mds_types::{Epoch, Kind, PartitionId, Record};
 
 use super::{Dead, PartitionState, StoreError, StoreReader};
 use crate::engine::EngineError;
-use crate::epoch_index::{Known, Leaves};
+use crate::epoch_index::Leaves;
 use crate::keys::bucket_of;
 use crate::ledger::has_passed;
 use crate::row::{IndexRow, RowRange};
@@ -220,7 +220,7 @@ impl Scrub {
             if !is_dead(record, self.options.left_out_ms) {
                 let row = reader.settled_row(self.partition, record);
                 let hash = row.hash(reader.shared.options.row_seed);
-                sums.leaves.add(row.bucket, hash, true);
+                sums.leaves.add(row.bucket, hash);
             }
         }
         match records.last() {
@@ -250,24 +250,14 @@ impl Scrub {
             epoch,
             bucket: Some(0),
         };
-        let known = || match self
-            .reader
-            .shared
-            .tables
-            .read()
-            .index
-            .get(epoch, self.partition)
-        {
-            Known::Leaves(leaves) => Some(leaves),
-            Known::No(_) => None,
-        };
-        let Some(before) = known() else {
+        let known = || self.reader.known_leaves(epoch, self.partition);
+        let Some(before) = known()? else {
             return Ok(());
         };
         let rebuilt = self.reader.rebuilt_leaves(epoch, self.partition)?;
         step.looked_at += rebuilt.row_count();
         // What was merged meanwhile explains a difference.
-        if rebuilt != before && known().as_ref() == Some(&before) && !self.is_settled(epoch) {
+        if rebuilt != before && known()?.as_ref() == Some(&before) && !self.is_settled(epoch) {
             let differs = |bucket: &usize| {
                 before.hashes[*bucket] != rebuilt.hashes[*bucket]
                     || before.rows[*bucket] != rebuilt.rows[*bucket]

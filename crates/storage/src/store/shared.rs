@@ -38,6 +38,15 @@ pub(super) struct Shared {
     counters: [AtomicU64; Counter::COUNT],
 }
 
+/// Where the row of a key in an epoch is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowPresent {
+    /// In the table that is being written.
+    pub(super) in_active: Option<Rank>,
+    /// In older tables and on disk.
+    pub(super) elsewhere: Option<Rank>,
+}
+
 /// What is counted.
 #[derive(Clone, Copy)]
 pub(super) enum Counter {
@@ -137,7 +146,7 @@ impl Shared {
     }
 
     pub(super) fn new_table(&self, segment: u64) -> Table {
-        new_table(segment, &self.options)
+        Table::new(segment, self.options.partition_count, self.options.secret)
     }
 
     /// Refuses to go on after a failure.
@@ -192,15 +201,25 @@ impl Shared {
         epoch: Epoch,
         place: Place,
         key: &[u8],
-    ) -> Result<Option<Rank>, StoreError> {
-        // Tables before run files, so that what is flushed in between is seen twice, not never.
-        let in_tables = {
-            let tables = self.tables.read();
-            let frozen = tables.frozen.iter().map(|table| &**table);
-            let all = frozen.chain([&tables.active]);
-            all.filter_map(|table| table.row(epoch, key)).max()
+    ) -> Result<RowPresent, StoreError> {
+        let row = |table: &Table| {
+            let row = table.row(epoch, key);
+            row.map_err(|error| StoreError::record("table", 0, error))
         };
-        Ok(in_tables.max(self.runs.row(ledger, epoch, place, key)?))
+        // Tables before run files, so that what is flushed in between is seen twice, not never.
+        let (in_active, frozen) = {
+            let tables = self.tables.read();
+            (row(&tables.active)?, tables.frozen.clone())
+        };
+        let mut elsewhere = None;
+        for table in &frozen {
+            elsewhere = row(table)?.max(elsewhere);
+        }
+        let elsewhere = self.runs.row(ledger, epoch, place, key)?.max(elsewhere);
+        Ok(RowPresent {
+            in_active,
+            elsewhere,
+        })
     }
 
     /// The record of a key in the engine.
@@ -308,10 +327,4 @@ impl Shared {
             poisoned: self.is_poisoned(),
         }
     }
-}
-
-/// An empty table for a segment.
-pub(super) fn new_table(segment: u64, options: &StoreOptions) -> Table {
-    let (partitions, buckets) = (options.partition_count, options.bucket_count);
-    Table::new(segment, partitions, buckets, options.secret)
 }

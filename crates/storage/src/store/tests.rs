@@ -7,6 +7,7 @@ use bytes::Bytes;
 use mds_types::slot::partition_of;
 use mds_types::{Body, Hlc, NodeId, PartitionId, Version};
 
+mod epochs;
 mod faults;
 mod model;
 mod order;

@@ -14,9 +14,10 @@
 use super::*;
 use crate::disk::faulty::SplitMix64;
 
+mod check;
 mod content;
 
-use content::{Content, base, brief, is_here, may_be_gone, next_floor, partition};
+use content::{Content, brief, is_here, may_be_gone, next_floor, partition};
 
 const KEYS: u64 = 10;
 const PARTITIONS: u16 = 4;
@@ -74,7 +75,11 @@ impl Life {
         bench.options.bucket_count = 3;
         bench.options.row_seed = seed;
         // Half of them have to forget hashes for want of room.
-        bench.options.index_bytes_max = if seed % 2 == 0 { 1_200 } else { 1 << 20 };
+        bench.options.index_bytes_max = if seed.is_multiple_of(2) {
+            1_200
+        } else {
+            1 << 20
+        };
         bench.options.segment_bytes_max = 500;
         let mut life = Life {
             seed,
@@ -127,8 +132,8 @@ impl Life {
         ];
         let batch: Vec<(Purpose, Record)> = (0..count)
             .map(|_| {
-                let again = self.visible.records.values();
-                let again = again.cloned().nth(self.random.below(40) as usize);
+                let mut again = self.visible.records.values();
+                let again = again.nth(self.random.below(40) as usize).cloned();
                 let record = again.unwrap_or_else(|| self.any_record());
                 (purposes[self.random.below(4) as usize], record)
             })
@@ -286,160 +291,6 @@ impl Life {
         self.durable = at;
         self.adopt(ledger);
         self.store = Some(store);
-    }
-
-    /// Everything that can be read.
-    fn content(&mut self, reader: &StoreReader) -> Content {
-        let mut content = Content::default();
-        let limit = 1 + self.random.below(5) as usize;
-        for partition in 0..PARTITIONS {
-            let mut after: Option<Bytes> = None;
-            loop {
-                let page = reader.scan(PartitionId(partition), after.as_deref(), limit);
-                let page = page.unwrap();
-                after = page.last().map(|record| record.key.clone());
-                let ended = page.len() < limit;
-                for record in page {
-                    assert_eq!(partition_of(&record.key, PARTITIONS).0, partition);
-                    let twice = content.records.insert(record.key.clone(), record);
-                    assert_eq!(twice, None, "seed {}", self.seed);
-                }
-                if ended {
-                    break;
-                }
-            }
-        }
-        for n in 0..KEYS {
-            let key = Bytes::from(format!("key-{n}"));
-            let got = reader.get(&key).unwrap();
-            assert_eq!(
-                got.as_ref(),
-                content.records.get(&key),
-                "seed {}",
-                self.seed
-            );
-            if let Lookup::Found(record) = reader.get_in_memory(&key) {
-                assert_eq!(Some(record), got);
-            }
-        }
-        for epoch in (1..=EPOCH_MAX).map(Epoch) {
-            let all = reader.index_rows(epoch, RowRange::All).unwrap();
-            let parts = (0..PARTITIONS).flat_map(|partition| {
-                let range = RowRange::Partition(PartitionId(partition));
-                reader.index_rows(epoch, range).unwrap()
-            });
-            assert_eq!(parts.collect::<Vec<_>>(), all, "seed {}", self.seed);
-            for row in all {
-                let rank = row.rank();
-                content.rows.insert((epoch, row.key), rank);
-            }
-        }
-        content
-    }
-
-    fn check(&mut self) {
-        let Some(reader) = self.store.as_ref().map(Store::reader) else {
-            return;
-        };
-        // A planned crash point does not stop reads of tables and engine, but those of run
-        // files once it is reached.
-        if self.bench.disk.is_stopped() {
-            return;
-        }
-        let found = self.content(&reader);
-        let ledger = reader.ledger();
-        assert_eq!(
-            found.comparable(&ledger),
-            self.visible.comparable(&ledger),
-            "seed {}",
-            self.seed
-        );
-        for key in found.records.keys() {
-            let entry = ledger.partition(partition(key));
-            assert_ne!(entry.state, PartitionState::Absent, "seed {}", self.seed);
-        }
-        self.check_leaves(&reader);
-        self.scrub(&reader);
-    }
-
-    /// The hashes are those of the rows, whatever way they came about.
-    fn check_leaves(&mut self, reader: &StoreReader) {
-        let options = &self.bench.options;
-        for epoch in (1..=EPOCH_MAX).map(Epoch) {
-            for place in (0..PARTITIONS).map(PartitionId) {
-                let has_set = is_here(&self.promised, place) && epoch > base(&self.promised, place);
-                let expected =
-                    self.visible
-                        .leaves(epoch, place, options.bucket_count, options.row_seed);
-                let found = reader.leaves(epoch, place).unwrap();
-                assert_eq!(found, has_set.then_some(expected), "seed {}", self.seed);
-                if has_set {
-                    let rebuilt = reader.rebuilt_leaves(epoch, place).unwrap();
-                    assert_eq!(found, Some(rebuilt), "seed {}", self.seed);
-                    self.seen.rebuilt += 1;
-                }
-            }
-        }
-    }
-
-    /// A scrub finds nothing but what is dead, and the settled records sum up to what they are.
-    fn scrub(&mut self, reader: &StoreReader) {
-        let place = self.any_partition();
-        let options = ScrubOptions {
-            dead_by_ms: DEAD_BY_MS,
-            left_out_ms: DEAD_BY_MS,
-        };
-        let mut scrub = Scrub::new(reader.clone(), place, options);
-        let mut dead = Vec::new();
-        loop {
-            let step = scrub.step(1 + self.random.below(9) as usize).unwrap();
-            for finding in step.findings {
-                match finding {
-                    ScrubFinding::Dead(found) => dead.push(found),
-                    other => panic!("seed {}: {other:?}", self.seed),
-                }
-            }
-            if step.is_done {
-                break;
-            }
-        }
-        let entry = self.promised.partition(place).clone();
-        if entry.state != PartitionState::Held {
-            return;
-        }
-        let sums = reader.settled_leaves(place).unwrap();
-        let bucket_count = self.bench.options.bucket_count;
-        let mut rows = Vec::new();
-        for bucket in 0..bucket_count {
-            let mut after: Option<Bytes> = None;
-            loop {
-                let at = (place, bucket);
-                let page = reader.settled_rows(&sums, at, after.as_deref(), 3);
-                let (page, end) = page.unwrap();
-                rows.extend(page);
-                match end {
-                    Some(end) => after = Some(end),
-                    None => break,
-                }
-            }
-        }
-        let seed = self.bench.options.row_seed;
-        assert_eq!(sums.leaves, Leaves::of(&rows, bucket_count, seed));
-        let is_live = |record: &&Record| {
-            record.value().is_some() && record.expires_at_ms.is_none_or(|at| at > DEAD_BY_MS)
-        };
-        let live = self.visible.records.values().filter(is_live);
-        let live = live.filter(|record| partition(&record.key) == place);
-        let settled = live.filter(|record| record.epoch <= entry.settled && entry.settled.0 > 0);
-        assert_eq!(rows.len(), settled.count(), "seed {}", self.seed);
-        if let (Some(store), true) = (&mut self.store, self.random.coin()) {
-            match store.collect_dead(&dead, next_floor(entry.settled), DEAD_BY_MS) {
-                Ok(collected) => self.seen.collected += collected.removed,
-                Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
-                Err(StoreError::Poisoned { .. }) => self.crash(),
-                Err(error) => panic!("seed {}: {error}", self.seed),
-            }
-        }
     }
 
     fn step(&mut self) {
