@@ -51,6 +51,13 @@ const DRAIN_NS_MAX: u64 = 45 * SECOND_NS;
 /// A sweep over all keys takes no longer than this, nanoseconds.
 const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
 
+/// What the network delayed on streams has arrived after this long, nanoseconds: a packet is late by half a
+/// second at most, and what waits is sent again within 1.6 s.
+const SETTLE_NS: u64 = 3 * SECOND_NS;
+
+/// After the faults all nodes that hold data reach each other.
+const NODES_MEET: &str = "nodes reach each other after the faults";
+
 /// Every key can be read, absent ones too.
 const HEALTHY_ANSWERS: &str = "a healthy cluster answers";
 
@@ -337,6 +344,9 @@ fn heal(world: &mut World) {
             .env
             .line(|| format!("{waiting} hints wait at node {node}"));
     }
+    // Resets and resends that the faults left on the way may still break a stream.
+    world.run(world.env.now_ns + SETTLE_NS, |_| false);
+    bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
     sweep(world);
     census(world);
     if world.env.violations.is_empty()

@@ -6,7 +6,7 @@ use std::process::Command;
 use mds_sim::{Settings, run};
 
 /// The seeds of the ordinary test run. Longer batches are for the binary.
-const SEEDS: std::ops::RangeInclusive<u64> = 1..=10;
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=16;
 
 /// Runs a seed in a process of its own; says what it printed, and whether all invariants held.
 fn trace(seed: u64) -> (String, bool) {
