@@ -16,6 +16,7 @@
 //! Encodings are positional: commands are added at the end, and a state of an older format stays
 //! readable (`encoding`).
 
+mod change;
 mod command;
 mod encoding;
 #[cfg(test)]
