@@ -162,6 +162,13 @@ impl RowRange {
         }
     }
 
+    pub(crate) fn bucket(self) -> Option<u16> {
+        match self {
+            RowRange::All | RowRange::Partition(_) => None,
+            RowRange::Bucket(_, bucket) => Some(bucket),
+        }
+    }
+
     pub(crate) fn contains(self, row: &IndexRow) -> bool {
         let (first, last) = self.bounds();
         (first..=last).contains(&row.place())
@@ -184,14 +191,19 @@ pub(crate) fn alone_len(key: &[u8]) -> usize {
 /// ```text
 /// format 1 | kind 1 | epoch 8 | hlc 8 | node 8 | digest 16 | key
 /// ```
-pub(crate) fn put_alone(record: &Record, out: &mut impl BufMut) {
+pub(crate) fn put_alone(
+    epoch: Epoch,
+    key: &[u8],
+    (version, kind, digest): Rank,
+    out: &mut impl BufMut,
+) {
     out.put_u8(FORMAT_1);
-    out.put_u8(record.kind() as u8);
-    out.put_u64_le(record.epoch.0);
-    out.put_u64_le(record.version.hlc.0);
-    out.put_u64_le(record.version.node.0);
-    out.put_u128_le(record.digest().0);
-    out.put_slice(&record.key);
+    out.put_u8(kind as u8);
+    out.put_u64_le(epoch.0);
+    out.put_u64_le(version.hlc.0);
+    out.put_u64_le(version.node.0);
+    out.put_u128_le(digest.0);
+    out.put_slice(key);
 }
 
 /// A row alone, read back.
@@ -280,7 +292,7 @@ mod tests {
                 body: Body::Tombstone,
             };
             let mut bytes = Vec::new();
-            put_alone(&record, &mut bytes);
+            put_alone(record.epoch, &record.key, record.rank(), &mut bytes);
             prop_assert_eq!(bytes.len(), alone_len(&record.key));
             let row = take_alone(Bytes::from(bytes)).unwrap();
             prop_assert_eq!(row.key, record.key.clone());

@@ -46,7 +46,7 @@ use std::sync::Arc;
 
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Epoch, Record};
+use mds_types::{Body, Epoch, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -55,7 +55,7 @@ use crate::engine::Engine;
 use crate::epoch_index::EpochIndex;
 use crate::frame::{FRAME_HEADER_BYTES, FrameEncoder};
 use crate::log::{AppendError, RECORD_FRAME, REMOVAL_FRAME, ROW_FRAME, SegmentWriter};
-use crate::row;
+use crate::row::{self, IndexRow, Rank};
 use crate::table::{Entry, Table};
 
 pub use self::collect::{Collected, Dead};
@@ -109,6 +109,21 @@ impl Merged {
     pub fn is_there(self) -> bool {
         matches!(self, Merged::Applied | Merged::Superseded | Merged::Same)
     }
+}
+
+/// What became of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowMerged {
+    /// It is in the index now.
+    Logged,
+    /// It, or a greater one of its key, was there.
+    Present,
+    /// Refused: neither its version nor a newer one is here. Fetch the record first.
+    RecordMissing,
+    /// Refused: the partition keeps no new rows of the epoch.
+    Settled,
+    /// Refused: the partition is not here.
+    NotHere,
 }
 
 /// The single writer of a store.
@@ -170,11 +185,36 @@ impl Store {
                 (outcomes, accepted) = judge::judge(&self.shared, merges)?;
             }
             self.commit(&accepted)?;
-            let rows_alone = accepted.iter().filter(|one| one.what == What::RowAlone);
-            self.shared
-                .add(Counter::RowsAlone, rows_alone.count() as u64);
         }
         self.shared.count_merges(&outcomes);
+        Ok(outcomes)
+    }
+
+    /// Takes rows that another replica has in an epoch's set, as far as their versions, or newer ones, are
+    /// here: superseded counts as present (trap T13). So sets become equal although the records of some rows
+    /// are gone everywhere. Partition and bucket of the rows are not relied on.
+    ///
+    /// # Errors
+    /// As [`Store::merge_for`].
+    pub fn merge_rows(&mut self, rows: &[(Epoch, IndexRow)]) -> Result<Vec<RowMerged>, StoreError> {
+        self.shared.check_sound()?;
+        let header = |(epoch, row): &(Epoch, IndexRow)| Record {
+            key: row.key.clone(),
+            version: row.version,
+            epoch: *epoch,
+            expires_at_ms: None,
+            body: Body::Tombstone,
+        };
+        let headers: Vec<Record> = rows.iter().map(header).collect();
+        let ranks: Vec<Rank> = rows.iter().map(|(_, row)| row.rank()).collect();
+        self.check_limits(headers.iter().map(|header| (Purpose::Sync, header)))?;
+        let (mut outcomes, mut accepted) = judge::judge_rows(&self.shared, &headers, &ranks)?;
+        if !accepted.is_empty() {
+            if self.make_room(bytes_of(&accepted))? {
+                (outcomes, accepted) = judge::judge_rows(&self.shared, &headers, &ranks)?;
+            }
+            self.commit(&accepted)?;
+        }
         Ok(outcomes)
     }
 
@@ -208,7 +248,9 @@ impl Store {
             let place = match accepted.what {
                 What::Record => encoder.push_with(RECORD_FRAME, |out| record.encode(out)),
                 What::Removal => encoder.push_with(REMOVAL_FRAME, |out| record.encode(out)),
-                What::RowAlone => encoder.push_with(ROW_FRAME, |out| row::put_alone(record, out)),
+                What::RowAlone(rank) => encoder.push_with(ROW_FRAME, |out| {
+                    row::put_alone(record.epoch, &record.key, rank, out);
+                }),
             };
             // Within the limits a record always fits a frame.
             let what = "the record is too long";
@@ -217,6 +259,9 @@ impl Store {
         let encoded = encoder.finish();
         self.append(&encoded)?;
 
+        let is_alone = |one: &&Accepted<'_>| matches!(one.what, What::RowAlone(_));
+        let rows_alone = accepted.iter().filter(is_alone).count();
+        self.shared.add(Counter::RowsAlone, rows_alone as u64);
         let mut tables = self.shared.tables.write();
         for (accepted, place) in accepted.iter().zip(places) {
             let (partition, record) = (accepted.partition, accepted.record);
@@ -224,11 +269,10 @@ impl Store {
             match accepted.what {
                 What::Record => tables.active.put(partition, record, payload),
                 What::Removal => tables.active.put_gone(partition, record, payload),
-                What::RowAlone => {
+                What::RowAlone(rank) => {
                     // The log's bytes, not the record's: those may belong to something larger.
                     let key = payload.slice(payload.len() - record.key.len()..);
-                    let (epoch, rank) = (record.epoch, record.rank());
-                    tables.active.put_aside(partition, epoch, key, rank);
+                    tables.active.put_aside(partition, record.epoch, key, rank);
                 }
             }
             tables.index.apply(record.epoch, partition, accepted.index);
@@ -414,7 +458,7 @@ fn bytes_of(accepted: &[Accepted<'_>]) -> usize {
         FRAME_HEADER_BYTES
             + match accepted.what {
                 What::Record | What::Removal => accepted.record.encoded_len(),
-                What::RowAlone => row::alone_len(&accepted.record.key),
+                What::RowAlone(_) => row::alone_len(&accepted.record.key),
             }
     };
     accepted.iter().map(frame_bytes).sum()

@@ -26,7 +26,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, PartitionId, Record, Version};
 
 use super::shared::Shared;
-use super::{Merged, Purpose, StoreError};
+use super::{Merged, Purpose, RowMerged, StoreError, Tables};
 use crate::epoch_index::IndexChange;
 use crate::keys::bucket_of;
 use crate::ledger::{Ledger, has_passed};
@@ -38,18 +38,28 @@ use crate::table::{Entry, KeyHashing};
 pub(super) enum What {
     /// The record, which is its row too.
     Record,
-    /// Its row alone.
-    RowAlone,
+    /// Its row alone, which has this rank.
+    RowAlone(Rank),
     /// That it is gone.
     Removal,
 }
 
 /// A record that leaves a trace.
 pub(super) struct Accepted<'a> {
+    /// Of a row alone and a removal only key, version and epoch count.
     pub(super) record: &'a Record,
     pub(super) what: What,
     pub(super) partition: PartitionId,
     pub(super) index: IndexChange,
+}
+
+impl Accepted<'_> {
+    fn rank(&self) -> Rank {
+        match self.what {
+            What::RowAlone(rank) => rank,
+            What::Record | What::Removal => self.record.rank(),
+        }
+    }
 }
 
 /// The current record of a key, and where it is.
@@ -126,30 +136,17 @@ pub(super) fn judge<'a>(
     // only: what is not in the tables now is in the engine, or nowhere.
     let in_tables: Vec<InTables> = {
         let tables = shared.tables.read();
-        let look_up = |(_, record): (Purpose, &Record)| match tables.active.get(&record.key) {
-            Some(entry) if entry.gone => InTables::Gone,
-            Some(entry) => InTables::Active(entry.version, entry.epoch),
-            None => match tables.get_older(&record.key) {
-                Some(entry) if entry.gone => InTables::Gone,
-                Some(entry) => InTables::Older(entry.clone()),
-                None => InTables::No,
-            },
-        };
-        merges.clone().map(look_up).collect()
+        let merges = merges.clone();
+        merges.map(|(_, record)| tables.find(&record.key)).collect()
     };
     let mut batch: HashMap<&[u8], &'a Record, KeyHashing> = HashMap::with_hasher(shared.hashing());
     let mut outcomes = Vec::with_capacity(count);
     let mut accepted: Vec<Accepted<'a>> = Vec::with_capacity(count);
     for ((purpose, record), in_tables) in merges.zip(in_tables) {
         let partition = partition_of(&record.key, shared.options.partition_count);
-        let current = match (batch.get(&record.key[..]), in_tables) {
-            (Some(earlier), _) => Some(Current::Batch(earlier)),
-            (None, InTables::Gone) => None,
-            (None, InTables::Active(version, epoch)) => Some(Current::Active { version, epoch }),
-            (None, InTables::Older(entry)) => Some(Current::Older(entry)),
-            (None, InTables::No) => shared
-                .get_from_engine_in(partition, &record.key)?
-                .map(|record| Current::Engine(Box::new(record))),
+        let current = match batch.get(&record.key[..]) {
+            Some(earlier) => Some(Current::Batch(earlier)),
+            None => current_of(shared, partition, &record.key, in_tables)?,
         };
         let arriving = Arriving {
             shared,
@@ -168,6 +165,68 @@ pub(super) fn judge<'a>(
         }
     }
     Ok((outcomes, accepted))
+}
+
+/// Judges rows that another replica has, the records of which it may not have any more: `headers` have their
+/// keys, versions and epochs, `ranks` what decides.
+pub(super) fn judge_rows<'a>(
+    shared: &Shared,
+    headers: &'a [Record],
+    ranks: &[Rank],
+) -> Result<(Vec<RowMerged>, Vec<Accepted<'a>>), StoreError> {
+    let ledger = shared.ledger.get();
+    let mut outcomes = Vec::with_capacity(headers.len());
+    let mut accepted: Vec<Accepted<'a>> = Vec::new();
+    for (header, rank) in headers.iter().zip(ranks) {
+        let partition = partition_of(&header.key, shared.options.partition_count);
+        let arriving = Arriving {
+            shared,
+            ledger: &ledger,
+            purpose: Purpose::Sync,
+            record: header,
+            partition,
+        };
+        let in_tables = shared.tables.read().find(&header.key);
+        let current = current_of(shared, partition, &header.key, in_tables)?;
+        let (outcome, row) = arriving.judge_row(*rank, current.as_ref(), &accepted)?;
+        outcomes.push(outcome);
+        accepted.extend(row);
+    }
+    Ok((outcomes, accepted))
+}
+
+/// The current record of a key, which is not in the batch.
+fn current_of<'a>(
+    shared: &Shared,
+    partition: PartitionId,
+    key: &[u8],
+    in_tables: InTables,
+) -> Result<Option<Current<'a>>, StoreError> {
+    match in_tables {
+        InTables::Gone => Ok(None),
+        InTables::Active(version, epoch) => Ok(Some(Current::Active { version, epoch })),
+        InTables::Older(entry) => Ok(Some(Current::Older(entry))),
+        InTables::No => {
+            let record = shared.get_from_engine_in(partition, key)?;
+            Ok(record.map(|record| Current::Engine(Box::new(record))))
+        }
+    }
+}
+
+impl Tables {
+    fn find(&self, key: &[u8]) -> InTables {
+        if let Some(entry) = self.active.get(key) {
+            return match entry.gone {
+                true => InTables::Gone,
+                false => InTables::Active(entry.version, entry.epoch),
+            };
+        }
+        match self.get_older(key) {
+            Some(entry) if entry.gone => InTables::Gone,
+            Some(entry) => InTables::Older(entry.clone()),
+            None => InTables::No,
+        }
+    }
 }
 
 /// A record that is being judged.
@@ -195,10 +254,46 @@ impl<'a> Arriving<'a, '_> {
                 Ok((Merged::Applied, Some(self.accept(What::Record, index))))
             }
             (Ordering::Less, Some(current)) => {
-                Ok((Merged::Superseded, self.row_alone(&current, earlier)?))
+                let rank = || self.record.rank();
+                let row = match is_on(Mutation::SupersededNotLogged) {
+                    true => None,
+                    false => self.row_alone(rank, &current, earlier)?,
+                };
+                Ok((Merged::Superseded, row))
             }
             (Ordering::Less | Ordering::Equal, _) => Ok((Merged::Same, None)),
         }
+    }
+
+    /// A row may come in if its version, or a newer one, is there.
+    fn judge_row(
+        &self,
+        rank: Rank,
+        current: Option<&Current<'_>>,
+        earlier: &[Accepted<'a>],
+    ) -> Result<(RowMerged, Option<Accepted<'a>>), StoreError> {
+        if !self.ledger.partition(self.partition).is_indexed() {
+            return Ok((RowMerged::NotHere, None));
+        }
+        if !self.leaves_rows() {
+            return Ok((RowMerged::Settled, None));
+        }
+        let Some(current) = current else {
+            return Ok((RowMerged::RecordMissing, None));
+        };
+        let is_there = match self.record.version.cmp(&current.version()) {
+            Ordering::Equal => rank <= self.rank_of(current)?,
+            order => order == Ordering::Less,
+        };
+        if !is_there {
+            return Ok((RowMerged::RecordMissing, None));
+        }
+        let row = self.row_alone(|| rank, current, earlier)?;
+        let outcome = match row {
+            Some(_) => RowMerged::Logged,
+            None => RowMerged::Present,
+        };
+        Ok((outcome, row))
     }
 
     /// The merge law, against what is there.
@@ -282,27 +377,26 @@ impl<'a> Arriving<'a, '_> {
     /// The row of a record that has lost to one of another epoch, unless the index has it, or a greater one.
     fn row_alone(
         &self,
+        rank: impl FnOnce() -> Rank,
         current: &Current<'_>,
         earlier: &[Accepted<'a>],
     ) -> Result<Option<Accepted<'a>>, StoreError> {
         let record = self.record;
-        if current.epoch() == record.epoch
-            || !self.leaves_rows()
-            || is_on(Mutation::SupersededNotLogged)
-        {
+        if current.epoch() == record.epoch || !self.leaves_rows() {
             return Ok(None);
         }
+        let rank = rank();
         let in_batch = earlier
             .iter()
             .filter(|other| other.record.epoch == record.epoch && other.record.key == record.key)
-            .map(|other| other.record.rank())
+            .map(Accepted::rank)
             .max();
         let place = (self.partition, self.bucket());
         let present = self
             .shared
             .row(self.ledger, record.epoch, place, &record.key)?;
         let in_active = present.in_active.max(in_batch);
-        if in_active.max(present.elsewhere) >= Some(record.rank()) {
+        if in_active.max(present.elsewhere) >= Some(rank) {
             return Ok(None);
         }
         let index = if record.epoch > current.epoch() || record.epoch < self.ledger.free_from {
@@ -316,7 +410,7 @@ impl<'a> Arriving<'a, '_> {
                 _ => IndexChange::Nothing,
             }
         };
-        Ok(Some(self.accept(What::RowAlone, index)))
+        Ok(Some(self.accept(What::RowAlone(rank), index)))
     }
 
     fn rank_of(&self, current: &Current<'_>) -> Result<Rank, StoreError> {
