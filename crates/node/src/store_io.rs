@@ -366,7 +366,10 @@ impl StoreIo {
                 epoch,
                 chain,
             } => self.follow(partition, epoch, chain, done),
-            LedgerOrder::Rows { epoch, rows } => self.store.keep_rows(epoch, &rows).map(drop),
+            LedgerOrder::Rows { epoch, rows } => {
+                let rows: Vec<_> = rows.into_iter().map(|row| (epoch, row)).collect();
+                self.store.merge_rows(&rows).map(drop)
+            }
             LedgerOrder::Wipe(partitions) => {
                 self.wants_wiping = true;
                 self.store.begin_wipe(&partitions)

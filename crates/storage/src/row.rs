@@ -162,6 +162,13 @@ impl RowRange {
         }
     }
 
+    pub(crate) fn bucket(self) -> Option<u16> {
+        match self {
+            RowRange::All | RowRange::Partition(_) => None,
+            RowRange::Bucket(_, bucket) => Some(bucket),
+        }
+    }
+
     pub(crate) fn contains(self, row: &IndexRow) -> bool {
         let (first, last) = self.bounds();
         (first..=last).contains(&row.place())
@@ -184,8 +191,12 @@ pub(crate) fn alone_len(key: &[u8]) -> usize {
 /// ```text
 /// format 1 | kind 1 | epoch 8 | hlc 8 | node 8 | digest 16 | key
 /// ```
-pub(crate) fn put_alone(epoch: Epoch, key: &[u8], rank: Rank, out: &mut impl BufMut) {
-    let (version, kind, digest) = rank;
+pub(crate) fn put_alone(
+    epoch: Epoch,
+    key: &[u8],
+    (version, kind, digest): Rank,
+    out: &mut impl BufMut,
+) {
     out.put_u8(FORMAT_1);
     out.put_u8(kind as u8);
     out.put_u64_le(epoch.0);

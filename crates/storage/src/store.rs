@@ -46,7 +46,7 @@ use std::sync::Arc;
 
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Body, Epoch, Kind, Record};
+use mds_types::{Body, Epoch, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -111,6 +111,21 @@ impl Merged {
     }
 }
 
+/// What became of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowMerged {
+    /// It is in the index now.
+    Logged,
+    /// It, or a greater one of its key, was there.
+    Present,
+    /// Refused: neither its version nor a newer one is here. Fetch the record first.
+    RecordMissing,
+    /// Refused: the partition keeps no new rows of the epoch.
+    Settled,
+    /// Refused: the partition is not here.
+    NotHere,
+}
+
 /// The single writer of a store.
 pub struct Store {
     shared: Arc<Shared>,
@@ -170,50 +185,37 @@ impl Store {
                 (outcomes, accepted) = judge::judge(&self.shared, merges)?;
             }
             self.commit(&accepted)?;
-            let rows_alone = accepted
-                .iter()
-                .filter(|one| matches!(one.what, What::RowAlone(_)));
-            self.shared
-                .add(Counter::RowsAlone, rows_alone.count() as u64);
         }
         self.shared.count_merges(&outcomes);
         Ok(outcomes)
     }
 
-    /// Keeps rows that another replica has of an epoch, alone: for versions that something newer of another
-    /// epoch has superseded here, so that their records need not be sent (trap T13). Others are left out.
-    /// Returns how many were kept.
+    /// Takes rows that another replica has in an epoch's set, as far as their versions, or newer ones, are
+    /// here: superseded counts as present (trap T13). So sets become equal although the records of some rows
+    /// are gone everywhere. Partition and bucket of the rows are not relied on.
     ///
     /// # Errors
     /// As [`Store::merge_for`].
-    pub fn keep_rows(&mut self, epoch: Epoch, rows: &[IndexRow]) -> Result<u64, StoreError> {
+    pub fn merge_rows(&mut self, rows: &[(Epoch, IndexRow)]) -> Result<Vec<RowMerged>, StoreError> {
         self.shared.check_sound()?;
-        // What stands for the record that is not sent.
-        let header = |row: &IndexRow| {
-            let body = match row.kind {
-                Kind::Value => Body::Value(bytes::Bytes::new()),
-                Kind::Tombstone => Body::Tombstone,
-            };
-            let record = Record {
-                key: row.key.clone(),
-                version: row.version,
-                epoch,
-                expires_at_ms: None,
-                body,
-            };
-            (record, row.rank())
+        let header = |(epoch, row): &(Epoch, IndexRow)| Record {
+            key: row.key.clone(),
+            version: row.version,
+            epoch: *epoch,
+            expires_at_ms: None,
+            body: Body::Tombstone,
         };
-        let headers: Vec<(Record, Rank)> = rows.iter().map(header).collect();
-        self.check_limits(headers.iter().map(|(record, _)| (Purpose::Sync, record)))?;
-        let mut accepted = judge::judge_rows(&self.shared, &headers)?;
+        let headers: Vec<Record> = rows.iter().map(header).collect();
+        let ranks: Vec<Rank> = rows.iter().map(|(_, row)| row.rank()).collect();
+        self.check_limits(headers.iter().map(|header| (Purpose::Sync, header)))?;
+        let (mut outcomes, mut accepted) = judge::judge_rows(&self.shared, &headers, &ranks)?;
         if !accepted.is_empty() {
             if self.make_room(bytes_of(&accepted))? {
-                accepted = judge::judge_rows(&self.shared, &headers)?;
+                (outcomes, accepted) = judge::judge_rows(&self.shared, &headers, &ranks)?;
             }
             self.commit(&accepted)?;
-            self.shared.add(Counter::RowsAlone, accepted.len() as u64);
         }
-        Ok(accepted.len() as u64)
+        Ok(outcomes)
     }
 
     /// Refuses what is too large before the first byte is written.
@@ -257,6 +259,9 @@ impl Store {
         let encoded = encoder.finish();
         self.append(&encoded)?;
 
+        let is_alone = |one: &&Accepted<'_>| matches!(one.what, What::RowAlone(_));
+        let rows_alone = accepted.iter().filter(is_alone).count();
+        self.shared.add(Counter::RowsAlone, rows_alone as u64);
         let mut tables = self.shared.tables.write();
         for (accepted, place) in accepted.iter().zip(places) {
             let (partition, record) = (accepted.partition, accepted.record);

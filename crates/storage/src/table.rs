@@ -89,6 +89,10 @@ enum WrittenVersion {
 }
 
 impl Written {
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
     fn rank(&self) -> Result<Rank, DecodeError> {
         match &self.version {
             WrittenVersion::Record(encoded) => Ok(Record::decode(encoded.clone())?.rank()),

@@ -238,7 +238,12 @@ impl Flusher {
         };
         let closed = self.shared.ledger.get().closed;
         while let Some(epoch) = self.shared.runs.excess(limits, closed) {
-            self.drop_unverified(epoch)?;
+            match self.drop_unverified(epoch) {
+                Ok(()) => {}
+                // The flush itself is done. What is too much goes when there is room to say so.
+                Err(StoreError::Full) => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

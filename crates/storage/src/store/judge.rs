@@ -26,7 +26,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, PartitionId, Record, Version};
 
 use super::shared::Shared;
-use super::{Merged, Purpose, StoreError, Tables};
+use super::{Merged, Purpose, RowMerged, StoreError, Tables};
 use crate::epoch_index::IndexChange;
 use crate::keys::bucket_of;
 use crate::ledger::{Ledger, has_passed};
@@ -38,7 +38,7 @@ use crate::table::{Entry, KeyHashing};
 pub(super) enum What {
     /// The record, which is its row too.
     Record,
-    /// Its row alone, with the rank that it has: a record that was not sent is only stood for.
+    /// Its row alone, which has this rank.
     RowAlone(Rank),
     /// That it is gone.
     Removal,
@@ -46,10 +46,20 @@ pub(super) enum What {
 
 /// A record that leaves a trace.
 pub(super) struct Accepted<'a> {
+    /// Of a row alone and a removal only key, version and epoch count.
     pub(super) record: &'a Record,
     pub(super) what: What,
     pub(super) partition: PartitionId,
     pub(super) index: IndexChange,
+}
+
+impl Accepted<'_> {
+    fn rank(&self) -> Rank {
+        match self.what {
+            What::RowAlone(rank) => rank,
+            What::Record | What::Removal => self.record.rank(),
+        }
+    }
 }
 
 /// The current record of a key, and where it is.
@@ -114,36 +124,6 @@ enum InTables {
     No,
 }
 
-impl InTables {
-    fn of(tables: &Tables, key: &[u8]) -> InTables {
-        match tables.active.get(key) {
-            Some(entry) if entry.gone => InTables::Gone,
-            Some(entry) => InTables::Active(entry.version, entry.epoch),
-            None => match tables.get_older(key) {
-                Some(entry) if entry.gone => InTables::Gone,
-                Some(entry) => InTables::Older(entry.clone()),
-                None => InTables::No,
-            },
-        }
-    }
-
-    fn current<'a>(
-        self,
-        shared: &Shared,
-        partition: PartitionId,
-        key: &[u8],
-    ) -> Result<Option<Current<'a>>, StoreError> {
-        Ok(match self {
-            InTables::Gone => None,
-            InTables::Active(version, epoch) => Some(Current::Active { version, epoch }),
-            InTables::Older(entry) => Some(Current::Older(entry)),
-            InTables::No => shared
-                .get_from_engine_in(partition, key)?
-                .map(|record| Current::Engine(Box::new(record))),
-        })
-    }
-}
-
 /// Compares each record with what is there: earlier in the batch, in the tables, in the engine. Returns
 /// what became of each, and what is to be written, into the table that is active now.
 pub(super) fn judge<'a>(
@@ -156,8 +136,8 @@ pub(super) fn judge<'a>(
     // only: what is not in the tables now is in the engine, or nowhere.
     let in_tables: Vec<InTables> = {
         let tables = shared.tables.read();
-        let keys = merges.clone().map(|(_, record)| &record.key);
-        keys.map(|key| InTables::of(&tables, key)).collect()
+        let merges = merges.clone();
+        merges.map(|(_, record)| tables.find(&record.key)).collect()
     };
     let mut batch: HashMap<&[u8], &'a Record, KeyHashing> = HashMap::with_hasher(shared.hashing());
     let mut outcomes = Vec::with_capacity(count);
@@ -166,7 +146,7 @@ pub(super) fn judge<'a>(
         let partition = partition_of(&record.key, shared.options.partition_count);
         let current = match batch.get(&record.key[..]) {
             Some(earlier) => Some(Current::Batch(earlier)),
-            None => in_tables.current(shared, partition, &record.key)?,
+            None => current_of(shared, partition, &record.key, in_tables)?,
         };
         let arriving = Arriving {
             shared,
@@ -187,35 +167,66 @@ pub(super) fn judge<'a>(
     Ok((outcomes, accepted))
 }
 
-/// The same for rows of another replica whose records are not sent, because something newer is: each comes
-/// with a header that stands for its record. A row is kept only if something newer of another epoch is
-/// here, so that no row ever stands for what is nowhere.
+/// Judges rows that another replica has, the records of which it may not have any more: `headers` have their
+/// keys, versions and epochs, `ranks` what decides.
 pub(super) fn judge_rows<'a>(
     shared: &Shared,
-    rows: &'a [(Record, Rank)],
-) -> Result<Vec<Accepted<'a>>, StoreError> {
+    headers: &'a [Record],
+    ranks: &[Rank],
+) -> Result<(Vec<RowMerged>, Vec<Accepted<'a>>), StoreError> {
     let ledger = shared.ledger.get();
+    let mut outcomes = Vec::with_capacity(headers.len());
     let mut accepted: Vec<Accepted<'a>> = Vec::new();
-    for (record, rank) in rows {
-        let partition = partition_of(&record.key, shared.options.partition_count);
-        let in_tables = InTables::of(&shared.tables.read(), &record.key);
-        let current = in_tables.current(shared, partition, &record.key)?;
+    for (header, rank) in headers.iter().zip(ranks) {
+        let partition = partition_of(&header.key, shared.options.partition_count);
         let arriving = Arriving {
             shared,
             ledger: &ledger,
             purpose: Purpose::Sync,
-            record,
+            record: header,
             partition,
         };
-        let is_here = ledger.partition(partition).is_indexed();
-        let newer = current.filter(|current| is_here && current.version() > record.version);
-        if let Some(current) = newer
-            && let Some(row) = arriving.row_alone(&current, || *rank, &accepted)?
-        {
-            accepted.push(row);
+        let in_tables = shared.tables.read().find(&header.key);
+        let current = current_of(shared, partition, &header.key, in_tables)?;
+        let (outcome, row) = arriving.judge_row(*rank, current.as_ref(), &accepted)?;
+        outcomes.push(outcome);
+        accepted.extend(row);
+    }
+    Ok((outcomes, accepted))
+}
+
+/// The current record of a key, which is not in the batch.
+fn current_of<'a>(
+    shared: &Shared,
+    partition: PartitionId,
+    key: &[u8],
+    in_tables: InTables,
+) -> Result<Option<Current<'a>>, StoreError> {
+    match in_tables {
+        InTables::Gone => Ok(None),
+        InTables::Active(version, epoch) => Ok(Some(Current::Active { version, epoch })),
+        InTables::Older(entry) => Ok(Some(Current::Older(entry))),
+        InTables::No => {
+            let record = shared.get_from_engine_in(partition, key)?;
+            Ok(record.map(|record| Current::Engine(Box::new(record))))
         }
     }
-    Ok(accepted)
+}
+
+impl Tables {
+    fn find(&self, key: &[u8]) -> InTables {
+        if let Some(entry) = self.active.get(key) {
+            return match entry.gone {
+                true => InTables::Gone,
+                false => InTables::Active(entry.version, entry.epoch),
+            };
+        }
+        match self.get_older(key) {
+            Some(entry) if entry.gone => InTables::Gone,
+            Some(entry) => InTables::Older(entry.clone()),
+            None => InTables::No,
+        }
+    }
 }
 
 /// A record that is being judged.
@@ -243,11 +254,42 @@ impl<'a> Arriving<'a, '_> {
                 Ok((Merged::Applied, Some(self.accept(What::Record, index))))
             }
             (Ordering::Less, Some(current)) => {
-                let row = self.row_alone(&current, || self.record.rank(), earlier)?;
-                Ok((Merged::Superseded, row))
+                let rank = || self.record.rank();
+                Ok((Merged::Superseded, self.row_alone(rank, &current, earlier)?))
             }
             (Ordering::Less | Ordering::Equal, _) => Ok((Merged::Same, None)),
         }
+    }
+
+    /// A row may come in if its version, or a newer one, is there.
+    fn judge_row(
+        &self,
+        rank: Rank,
+        current: Option<&Current<'_>>,
+        earlier: &[Accepted<'a>],
+    ) -> Result<(RowMerged, Option<Accepted<'a>>), StoreError> {
+        if !self.ledger.partition(self.partition).is_indexed() {
+            return Ok((RowMerged::NotHere, None));
+        }
+        if !self.leaves_rows() {
+            return Ok((RowMerged::Settled, None));
+        }
+        let Some(current) = current else {
+            return Ok((RowMerged::RecordMissing, None));
+        };
+        let is_there = match self.record.version.cmp(&current.version()) {
+            Ordering::Equal => rank <= self.rank_of(current)?,
+            order => order == Ordering::Less,
+        };
+        if !is_there {
+            return Ok((RowMerged::RecordMissing, None));
+        }
+        let row = self.row_alone(|| rank, current, earlier)?;
+        let outcome = match row {
+            Some(_) => RowMerged::Logged,
+            None => RowMerged::Present,
+        };
+        Ok((outcome, row))
     }
 
     /// The merge law, against what is there.
@@ -331,8 +373,8 @@ impl<'a> Arriving<'a, '_> {
     /// The row of a record that has lost to one of another epoch, unless the index has it, or a greater one.
     fn row_alone(
         &self,
-        current: &Current<'_>,
         rank: impl FnOnce() -> Rank,
+        current: &Current<'_>,
         earlier: &[Accepted<'a>],
     ) -> Result<Option<Accepted<'a>>, StoreError> {
         let record = self.record;
@@ -346,10 +388,7 @@ impl<'a> Arriving<'a, '_> {
         let in_batch = earlier
             .iter()
             .filter(|other| other.record.epoch == record.epoch && other.record.key == record.key)
-            .map(|other| match other.what {
-                What::RowAlone(rank) => rank,
-                What::Record | What::Removal => other.record.rank(),
-            })
+            .map(Accepted::rank)
             .max();
         let place = (self.partition, self.bucket());
         let present = self

@@ -9,6 +9,7 @@ use mds_types::{Epoch, PartitionId, Record};
 use super::shared::Shared;
 use super::{Ledger, StoreError, StoreStats, Tables};
 use crate::epoch_index::{Known, Leaves};
+use crate::keys::bucket_of;
 use crate::ledger::has_passed;
 use crate::row::{IndexRow, RowRange, sort_rows};
 use crate::runs::RunInfo;
@@ -73,18 +74,21 @@ impl StoreReader {
     pub fn index_rows(&self, epoch: Epoch, range: RowRange) -> Result<Vec<IndexRow>, StoreError> {
         self.shared.check_sound()?;
         let ledger = self.shared.ledger.get();
-        let is_here = |written: &Written| ledger.partition(written.partition).is_indexed();
+        let bucket_count = self.shared.options.bucket_count;
+        // To make a row is to digest its value: only of those that are asked for.
+        let is_wanted = |written: &Written| {
+            let is_here = ledger.partition(written.partition).is_indexed();
+            let is_in = |bucket| bucket == bucket_of(written.key(), bucket_count);
+            is_here && range.bucket().is_none_or(is_in)
+        };
         // Tables before run files, so that what is flushed in between is seen twice, not never.
         let (active, frozen) = self.tables_of(epoch, range.partition());
         let mut rows = Vec::new();
         let frozen = frozen
             .iter()
             .flat_map(|table| table.written(Some(epoch), range.partition()));
-        for written in active.into_iter().chain(frozen).filter(is_here) {
-            let row = self.row_of(&written)?;
-            if range.contains(&row) {
-                rows.push(row);
-            }
+        for written in active.into_iter().chain(frozen).filter(is_wanted) {
+            rows.push(self.row_of(&written)?);
         }
         rows.extend(self.shared.runs.rows(&ledger, epoch, range)?);
         sort_rows(&mut rows);

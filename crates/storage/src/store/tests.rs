@@ -9,6 +9,7 @@ use mds_types::{Body, Hlc, NodeId, PartitionId, Version};
 
 mod epochs;
 mod faults;
+mod hashes;
 mod model;
 mod order;
 mod scan;

@@ -64,6 +64,7 @@ struct Seen {
     wiped: u64,
     streamed: u64,
     rebuilt: u64,
+    rows_taken: u64,
 }
 
 impl Life {
@@ -188,6 +189,45 @@ impl Life {
         }
     }
 
+    /// Rows that another replica has.
+    fn merge_rows(&mut self) {
+        let count = 1 + self.random.below(3);
+        let offers: Vec<Record> = (0..count).map(|_| self.any_record()).collect();
+        let mut after = self.visible.clone();
+        let mut changes = Vec::new();
+        let mut expected = Vec::new();
+        for record in &offers {
+            let outcome = after.judge_row(&self.promised, record);
+            expected.push(outcome);
+            if outcome == RowMerged::Logged {
+                after.apply(record);
+                changes.push(record.clone());
+            }
+        }
+        let row = |record: &Record| (record.epoch, IndexRow::of(PartitionId(0), 1, record));
+        let rows: Vec<_> = offers.iter().map(row).collect();
+        let Some(store) = &mut self.store else { return };
+        match store.merge_rows(&rows) {
+            Ok(outcomes) => {
+                assert_eq!(outcomes, expected, "seed {}", self.seed);
+                self.seen.rows_taken += changes.len() as u64;
+                self.history.extend(changes);
+                self.acknowledged = self.history.len();
+                self.visible = after;
+                if self.bench.options.fsync == FsyncPolicy::Always {
+                    self.synced();
+                }
+            }
+            Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
+            Err(StoreError::Io { .. }) if self.bench.disk.is_stopped() => self.crash(),
+            Err(StoreError::Poisoned { .. }) => {
+                self.history.extend(changes);
+                self.crash();
+            }
+            Err(error) => panic!("seed {}: {error}", self.seed),
+        }
+    }
+
     /// The ledger was changed, so everything before is durable.
     fn promised(&mut self) {
         let Some(store) = &self.store else { return };
@@ -298,7 +338,8 @@ impl Life {
             return self.crash();
         }
         let outcome = match self.random.below(130) {
-            0..45 => return self.merge(),
+            0..40 => return self.merge(),
+            40..45 => return self.merge_rows(),
             45..72 => self.work(),
             72..75 => self.sync(),
             75..80 => return self.check(),
@@ -484,11 +525,12 @@ fn live(seeds: std::ops::Range<u64>, fsync: FsyncPolicy) {
         all.wiped += seen.wiped;
         all.streamed += seen.streamed;
         all.rebuilt += seen.rebuilt;
+        all.rows_taken += seen.rows_taken;
     }
     // The lives were worth living.
     let crashes = all.crashes;
     assert!(
-        crashes > 500 && flushes > 3 && applied > 20,
+        crashes > 500 && flushes > 3 && applied > 15,
         "{crashes} {flushes} {applied}"
     );
     assert!(
@@ -502,6 +544,7 @@ fn live(seeds: std::ops::Range<u64>, fsync: FsyncPolicy) {
         all.wiped,
         all.streamed,
         all.rebuilt,
+        all.rows_taken,
     ];
     assert!(counts.iter().all(|count| *count > 30), "{counts:?}");
 }

@@ -9,7 +9,7 @@ use mds_types::{Epoch, Hlc, PartitionId, Record};
 use super::{DEAD_BY_MS, PARTITIONS, floor};
 use crate::ledger::{Ledger, has_passed};
 use crate::row::{IndexRow, Rank};
-use crate::store::{Leaves, Merged, PartitionState, Purpose};
+use crate::store::{Leaves, Merged, PartitionState, Purpose, RowMerged};
 
 /// What a store holds.
 #[derive(Clone, Default, PartialEq)]
@@ -119,6 +119,27 @@ impl Content {
         let leaves_row =
             !has_passed(base(ledger, place), record.epoch) && row < Some(&rank(record));
         (outcome, outcome == Merged::Applied || leaves_row)
+    }
+
+    /// What becomes of another replica's row of this record.
+    pub(super) fn judge_row(&self, ledger: &Ledger, record: &Record) -> RowMerged {
+        let place = partition(&record.key);
+        if !is_here(ledger, place) {
+            return RowMerged::NotHere;
+        }
+        if has_passed(base(ledger, place), record.epoch) {
+            return RowMerged::Settled;
+        }
+        match self.records.get(&record.key) {
+            Some(current) if !record.supersedes(current) => {
+                let row = self.rows.get(&(record.epoch, record.key.clone()));
+                match row >= Some(&rank(record)) {
+                    true => RowMerged::Present,
+                    false => RowMerged::Logged,
+                }
+            }
+            _ => RowMerged::RecordMissing,
+        }
     }
 
     pub(super) fn apply(&mut self, record: &Record) {
