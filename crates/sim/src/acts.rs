@@ -80,6 +80,7 @@ impl World {
                 self.env
                     .after(for_ns, Event::Undo(Undo::SlowConsumer(pair)));
             }
+            Action::Ring(act) => self.act_on_ring(act),
             Action::Move { node, down_ns } => self.move_node(node, down_ns),
             Action::StartClone { node, for_ns } => self.start_clone(node, for_ns),
             Action::ResetStreams { one, other } => self.reset_streams(one, other),
@@ -154,7 +155,7 @@ impl World {
             }
             Action::Wipe { node, down_ns } => {
                 let machine = &mut self.machines[node];
-                if machine.origin == Origin::Itself {
+                if machine.origin == Origin::Itself && !machine.is_bare() {
                     self.env.counts.count("directory wiped");
                     machine.lose_power(&mut self.env);
                     machine.wipe(&mut self.env);
@@ -197,7 +198,8 @@ impl World {
         };
         let me = process.view().me;
         let own = start_of(node, me);
-        own.is_some() && (0..self.machines.len()).all(|at| start_of(at, me) == own)
+        let mut there = (0..self.machines.len()).filter(|at| !self.machines[*at].is_bare());
+        own.is_some() && there.all(|at| start_of(at, me) == own)
     }
 
     fn act_on_clock(&mut self, action: &Action) {
@@ -357,6 +359,7 @@ impl World {
         self.env.network.heal();
         self.env.drop_planned_faults();
         self.remove_clone();
+        self.want_no_more();
         self.clients.storm_until(0);
         for node in 0..self.machines.len() {
             let machine = &mut self.machines[node];

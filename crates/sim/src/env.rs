@@ -2,9 +2,11 @@
 //! network, the trace, and the all-seeing watch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_types::{Epoch, PartitionId};
+use mds_cluster::ClusterView;
+use mds_types::{Epoch, NodeId, PartitionId};
 
 use crate::event::{ClientEvent, Event, NodeEvent, Part, Undo};
 use crate::faults::{Counts, Traffic};
@@ -38,6 +40,12 @@ pub(crate) struct Env {
     /// The next leader that has sent entries which it has not synced loses its power, for so long,
     /// nanoseconds.
     pub(crate) leader_loss: Option<u64>,
+    /// Directories that are gone for good.
+    pub(crate) lost: BTreeSet<NodeId>,
+    /// Nodes that the administrator has asked to let onto the ring, or to let go.
+    pub(crate) welcome: BTreeSet<NodeId>,
+    /// The newest agreed ring that any node has shown.
+    pub(crate) newest_ring: Option<Arc<ClusterView>>,
     /// Nodes that say they cannot go on, with the start that says so: the world's to handle.
     pub(crate) failures: Vec<((usize, u64), String)>,
     /// Keys of which a replica shows nothing any more: the world's to look at, with all replicas in view.
@@ -62,6 +70,9 @@ impl Env {
             sick: BTreeSet::new(),
             wrong_clocks: BTreeSet::new(),
             leader_loss: None,
+            lost: BTreeSet::new(),
+            welcome: BTreeSet::new(),
+            newest_ring: None,
             failures: Vec::new(),
             gone: Vec::new(),
             settled: Vec::new(),

@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Start { node: usize },
     /// An administrator forms the cluster, through this node.
     Init { node: usize },
+    /// The administrator looks after the ring.
+    Administer,
     /// A large fault.
     Act(Action),
     /// The end of a standstill of a process.
@@ -178,6 +180,7 @@ impl Event {
             }
             Event::Start { node } => trace.event(at_ns, "start", *node as u64, &[]),
             Event::Init { node } => trace.event(at_ns, "init", *node as u64, &[]),
+            Event::Administer => trace.event(at_ns, "administer", 0, &[]),
             Event::Act(action) => {
                 trace.event(at_ns, "act", 0, format!("{action:?}").as_bytes());
             }

@@ -19,6 +19,7 @@ pub mod coverage;
 pub mod faults;
 #[cfg(feature = "mutations")]
 pub mod mutations;
+pub mod rings;
 pub mod run;
 pub mod shrink;
 

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use bytes::Bytes;
-use mds_cluster::Standing;
+use mds_cluster::{MemberStage, Standing};
 use mds_types::{NodeId, Record};
 
 use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
@@ -26,6 +26,7 @@ use crate::history::Ending;
 use crate::node::Process;
 use crate::oracle::{self, Violation};
 use crate::random::Random;
+use crate::rings::RingConfig;
 use crate::trace::Detail;
 use crate::world::{INIT_AGAIN_NS, World};
 
@@ -40,6 +41,15 @@ const PROGRESS_NS_MAX: u64 = 20 * SECOND_NS;
 
 /// Every node has to apply in that time all that any node has ever shown as applied.
 const RAFT_CATCHES_UP: &str = "what was agreed on is applied by all";
+
+/// A change of the ring that is under way when the faults end comes to its end within this, nanoseconds.
+const RING_NS_MAX: u64 = 90 * SECOND_NS;
+
+/// No transition stays open.
+const RING_ENDS: &str = "a change of the ring ends after the faults";
+
+/// Replicas that lost a partition have removed it within this, nanoseconds.
+const GIVE_UP_NS_MAX: u64 = 30 * SECOND_NS;
 
 /// How often every client has to succeed in that time.
 const PROGRESS_SUCCESSES: u64 = 4;
@@ -84,6 +94,8 @@ pub struct Settings {
     pub schedule: Option<Schedule>,
     /// Rates of small faults. None: drawn from the seed.
     pub faults: Option<FaultConfig>,
+    /// How the ring changes. None: drawn from the seed.
+    pub rings: Option<RingConfig>,
     /// Machines may lose their power while the cluster is born.
     pub is_birth_hard: bool,
     /// Which large faults of the schedule happen, by their number. None: all.
@@ -98,6 +110,7 @@ impl Settings {
         Settings {
             schedule: Some(Schedule::new()),
             faults: Some(FaultConfig::none()),
+            rings: Some(RingConfig::none()),
             is_birth_hard: false,
             ..Settings::default()
         }
@@ -113,6 +126,7 @@ impl Default for Settings {
             faults_ns: 12 * SECOND_NS,
             schedule: None,
             faults: None,
+            rings: None,
             is_birth_hard: true,
             keep: None,
             detail: Detail::Nothing,
@@ -197,6 +211,8 @@ fn live(seed: u64, settings: &Settings) -> Report {
     let random = Random::new(seed);
     let drawn_faults = FaultConfig::draw(&mut random.part("rates", 0));
     let faults = settings.faults.clone().unwrap_or(drawn_faults);
+    let drawn_rings = RingConfig::draw(&mut random.part("rings", 0));
+    let rings = settings.rings.clone().unwrap_or(drawn_rings);
     // Five: more than replicas, so that no node holds everything.
     let drawn = match random.part("nodes", 0).below(4) {
         0 => 5,
@@ -209,6 +225,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
     let mut world = World::new(
         &random,
         settings.nodes.unwrap_or(drawn),
+        &rings,
         settings.clients,
         settings.workload.unwrap_or(workload),
         faults,
@@ -218,7 +235,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
         world.env.reached.count("more nodes than replicas");
     }
     if birth(&mut world, &random, settings.is_birth_hard) {
-        suffer(&mut world, &random, settings);
+        suffer(&mut world, &random, settings, &rings);
     }
     if world.env.violations.is_empty() {
         heal(&mut world);
@@ -229,13 +246,13 @@ fn live(seed: u64, settings: &Settings) -> Report {
 /// Starts the nodes and forms the cluster.
 fn birth(world: &mut World, random: &Random, is_hard: bool) -> bool {
     let mut random = random.part("birth", 0);
-    for node in 0..world.machines.len() {
+    for node in 0..world.founders {
         world
             .env
             .after(random.below(500 * MILLISECOND_NS), Event::Start { node });
     }
     // Some machines lose their power in the middle of it.
-    for node in 0..world.machines.len() {
+    for node in 0..world.founders {
         if is_hard && random.below(BIRTH_CRASH_ONE_IN) == 0 {
             let down_ns = random.between(50 * MILLISECOND_NS, SECOND_NS);
             let operations = random.below(80);
@@ -247,7 +264,7 @@ fn birth(world: &mut World, random: &Random, is_hard: bool) -> bool {
             });
         }
     }
-    let founder = random.index(world.machines.len());
+    let founder = random.index(world.founders);
     // The administrator asks again: it was too early, or the machine had no power and never answered.
     while world.env.now_ns < BIRTH_NS_MAX && world.env.violations.is_empty() {
         world.env.after(0, Event::Init { node: founder });
@@ -268,38 +285,53 @@ fn birth(world: &mut World, random: &Random, is_hard: bool) -> bool {
     is_complete
 }
 
-/// Whether every node is an active member that reaches all others. A node that lost its directory is
-/// somebody else now: it waits, for as long as nobody changes the ring.
+/// Whether every node that is on the ring is active and reaches all others of it, and everybody else waits. A
+/// node that lost its directory is somebody else now: it waits until it is let onto the ring.
 fn is_complete(world: &World) -> bool {
+    let Some(newest) = world.newest_view() else {
+        return false;
+    };
     let lost = world.lost_disks();
-    let holders: Vec<NodeId> = world
-        .machines
-        .iter()
+    let is_on_ring = |process: &Process| {
+        let member = newest.members.get(&process.node_id());
+        member.is_some_and(|member| member.stage == MemberStage::Active)
+    };
+    let there = world.machines.iter().filter(|machine| !machine.is_bare());
+    let holders: Vec<NodeId> = there
+        .clone()
         .filter(|machine| !lost.contains(&machine.node))
-        .filter_map(|machine| Some(machine.process.as_ref()?.node_id()))
+        .filter_map(|machine| machine.process.as_ref())
+        .filter(|process| is_on_ring(process))
+        .map(Process::node_id)
         .collect();
     let reaches = |process: &Process| {
         let usable = process.usable_peers();
         let mut others = holders.iter().filter(|&&node| node != process.node_id());
         others.all(|node| usable.contains(node))
     };
-    world.processes().count() == world.machines.len()
-        && world.machines.iter().enumerate().all(|(node, machine)| {
-            let process = machine.process.as_ref();
-            process.is_some_and(|process| match lost.contains(&node) {
-                true => process.view().standing == Standing::Waiting,
-                false => process.view().standing == Standing::Active && reaches(process),
-            })
-        })
+    let stands = |process: &Process| match is_on_ring(process) {
+        true => process.view().standing == Standing::Active && reaches(process),
+        // Whoever comes or goes may be on its way.
+        false => matches!(
+            process.view().standing,
+            Standing::Waiting | Standing::Active
+        ),
+    };
+    there.clone().count() > 0
+        && there
+            .map(|machine| machine.process.as_ref())
+            .all(|process| process.is_some_and(stands))
 }
 
-fn suffer(world: &mut World, random: &Random, settings: &Settings) {
+fn suffer(world: &mut World, random: &Random, settings: &Settings, rings: &RingConfig) {
     let faults_ns = settings.faults_ns;
+    let mut on_ring = random.part("ring acts", 0);
     let mut random = random.part("schedule", 0);
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
-    let drawn = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    let mut drawn = draw_schedule(&mut random, world.machines.len(), faults_ns);
+    drawn.extend(rings.draw_acts(&mut on_ring, world.founders, faults_ns));
     let schedule = settings.schedule.clone().unwrap_or(drawn);
     world.scheduled = schedule.len();
     for (number, (after_ns, action)) in schedule.into_iter().enumerate() {
@@ -308,6 +340,7 @@ fn suffer(world: &mut World, random: &Random, settings: &Settings) {
             world.env.after(after_ns, Event::Act(action));
         }
     }
+    world.look_after_ring();
     world.clients.work(&mut world.env);
     world.run(world.env.now_ns + faults_ns, |_| false);
 }
@@ -327,6 +360,7 @@ fn heal(world: &mut World) {
             .processes()
             .all(|process| process.view().raft.applied >= applied)
     });
+    bounded(world, RING_NS_MAX, RING_ENDS, World::is_ring_at_rest);
     world.clients.rest();
     bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
         world.clients.are_idle()
@@ -347,6 +381,7 @@ fn heal(world: &mut World) {
     // Resets and resends that the faults left on the way may still break a stream.
     world.run(world.env.now_ns + SETTLE_NS, |_| false);
     bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
+    give_up(world);
     sweep(world);
     census(world);
     if world.env.violations.is_empty()
@@ -403,7 +438,10 @@ fn judge_registers(world: &mut World) {
 
 /// Machines that hold a key and have not lost their disk.
 fn holders(world: &World, key: &Bytes) -> Vec<usize> {
-    let Some(process) = world.processes().next() else {
+    let newest = world
+        .processes()
+        .max_by_key(|process| process.view().raft.applied);
+    let Some(process) = newest else {
         return Vec::new();
     };
     let nodes = process.holders(key);
@@ -434,10 +472,36 @@ fn bounded(
     }
 }
 
+/// Machines that are there.
+fn there(world: &World) -> Vec<usize> {
+    let machines = world.machines.iter().filter(|machine| !machine.is_bare());
+    machines.map(|machine| machine.node).collect()
+}
+
+/// Whoever is no replica of a partition any more removes what it held of it.
+fn give_up(world: &mut World) {
+    let until_ns = world.env.now_ns + GIVE_UP_NS_MAX;
+    while world.env.violations.is_empty() {
+        let keeps = |process: &&Process| process.keeps_too_much();
+        let Some(node) = world.processes().find(keeps).map(Process::node_id) else {
+            return;
+        };
+        if world.env.now_ns >= until_ns {
+            let detail = format!(
+                "node {node} does not, within {} s",
+                GIVE_UP_NS_MAX / SECOND_NS
+            );
+            let invariant = "who is no replica any more removes what it held";
+            return world.env.violated(invariant, detail);
+        }
+        world.run(world.env.now_ns + SECOND_NS, |_| false);
+    }
+}
+
 /// Reads every key from all replicas, through each node in turn, until the replicas are equal.
 fn sweep(world: &mut World) {
     let mut difference = None;
-    for node in 0..world.machines.len() {
+    for node in there(world) {
         world
             .env
             .line(|| format!("all keys are read through node {}", node + 1));
@@ -477,7 +541,7 @@ fn sweep(world: &mut World) {
 
 /// Walks through and counts all partitions, through each node.
 fn census(world: &mut World) {
-    for node in 0..world.machines.len() {
+    for node in there(world) {
         if !world.env.violations.is_empty() {
             return;
         }
@@ -496,10 +560,10 @@ fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
     let lost = world.lost_disks();
     let machines = world.machines.iter().enumerate();
     let read: Result<Vec<_>, String> = machines
-        .filter_map(|(node, machine)| Some((node, machine.process.as_ref()?)))
-        .map(|(node, process)| match lost.contains(&node) {
-            true => Ok(Vec::new()),
-            false => process.all_records(),
+        .filter(|(_, machine)| machine.is_bare() || machine.process.is_some())
+        .map(|(node, machine)| match &machine.process {
+            Some(process) if !lost.contains(&node) => process.all_records(),
+            _ => Ok(Vec::new()),
         })
         .collect();
     match read {

@@ -5,7 +5,7 @@
 //! does not come from the seed: so a seed is a run.
 
 use mds_cluster::AdminRequest;
-use mds_types::{ClusterConfig, Record, Version};
+use mds_types::{ClusterConfig, NodeId, Record, Version};
 
 use crate::client::{Clients, Workload};
 use crate::env::Env;
@@ -16,6 +16,7 @@ use crate::node::{ControlInput, Machines, Origin, Power, Process, peer_addr};
 use crate::oracle::Watch;
 use crate::oracle::settled_is_equal::{self, Held};
 use crate::random::Random;
+use crate::rings::{Administrator, RingConfig};
 use crate::trace::{Detail, Trace};
 
 /// Partitions of the simulated cluster: few, so that each holds several keys.
@@ -35,6 +36,9 @@ pub(crate) struct World {
     pub(crate) config: ClusterConfig,
     /// Large faults in the schedule.
     pub(crate) scheduled: usize,
+    /// Machines that were there when the cluster was born: the first ones.
+    pub(crate) founders: usize,
+    pub(crate) administrator: Administrator,
 }
 
 impl World {
@@ -42,6 +46,7 @@ impl World {
     pub(crate) fn new(
         random: &Random,
         nodes: usize,
+        rings: &RingConfig,
         clients: usize,
         workload: Workload,
         faults: FaultConfig,
@@ -49,17 +54,21 @@ impl World {
     ) -> World {
         let network = Network::new(random.part("network", 0), faults);
         let mut env = Env::new(random.part("threads", 0), network, Trace::new(detail));
-        env.machines = (0..=nodes).map(|node| (peer_addr(node, 0), node)).collect();
+        env.machines = (0..=nodes + rings.late)
+            .map(|node| (peer_addr(node, 0), node))
+            .collect();
         let config = ClusterConfig {
             partition_count: PARTITION_COUNT,
             ..ClusterConfig::default()
         };
         World {
             env,
-            machines: Machines::new(nodes, random),
+            machines: Machines::new(nodes, rings.late, random),
             clients: Clients::new(random, nodes, clients, &config, workload),
             config,
             scheduled: 0,
+            founders: nodes,
+            administrator: Administrator::new(rings),
         }
     }
 
@@ -93,7 +102,7 @@ impl World {
             Event::Datagram { to, bytes } => self.control(to, ControlInput::Datagram(bytes)),
             Event::Message { to, bytes } => self.control(to, ControlInput::Message(bytes)),
             Event::Init { node } => {
-                let (config, expected_nodes) = (self.config.clone(), self.machines.len());
+                let (config, expected_nodes) = (self.config.clone(), self.founders);
                 let request = AdminRequest::Init {
                     config,
                     expected_nodes,
@@ -123,6 +132,7 @@ impl World {
             Event::Client { client, event } => self.clients.on_event(client, event, &mut self.env),
             Event::Start { node } => self.start(node),
             Event::Resume { node, life } => self.resume(node, life),
+            Event::Administer => self.administer(),
             Event::Act(action) => self.act(action),
             Event::Undo(undo) => self.undo(undo),
         }
@@ -136,8 +146,10 @@ impl World {
     /// What a replica has collected must have been dead, and older than what all others hold.
     fn look_at_gone(&mut self) {
         for (node, key) in std::mem::take(&mut self.env.gone) {
+            let ring = self.ring_of(node, &key);
             let others: Vec<(usize, Version)> = self
                 .replicas_of(node)
+                .filter(|(_, process)| ring.contains(&process.node_id()))
                 .filter_map(|(other, process)| Some((other, process.record(&key)?.version)))
                 .collect();
             let now_ns = self.env.now_ns;
@@ -154,8 +166,11 @@ impl World {
             let Some(first) = process.and_then(|process| process.held(partition)) else {
                 continue;
             };
+            let ring = process.map(|process| process.replicas(partition));
+            let ring = ring.unwrap_or_default();
             let others: Vec<Held> = self
                 .replicas_of(node)
+                .filter(|(_, process)| ring.contains(&process.node_id()))
                 .filter_map(|(_, process)| process.held(partition))
                 .collect();
             let now_ns = self.env.now_ns;
@@ -166,6 +181,14 @@ impl World {
                 self.env.violated(broken.0, broken.1);
             }
         }
+    }
+
+    /// The replicas of a key, as a running node knows the ring.
+    fn ring_of(&self, node: usize, key: &[u8]) -> Vec<NodeId> {
+        let process = self.machines[node].process.as_ref();
+        process
+            .map(|process| process.holders(key))
+            .unwrap_or_default()
     }
 
     /// The running nodes beside one, those on copies of directories left out.
@@ -230,7 +253,7 @@ impl World {
         }
     }
 
-    fn control(&mut self, node: usize, input: ControlInput) {
+    pub(crate) fn control(&mut self, node: usize, input: ControlInput) {
         if let Some(process) = &mut self.machines[node].process {
             process.control_input(input, &mut self.env);
         }

@@ -11,6 +11,7 @@ mod draw;
 use std::collections::BTreeMap;
 
 use crate::random::Random;
+use crate::rings::RingAct;
 
 pub use draw::draw_schedule;
 
@@ -296,6 +297,8 @@ pub enum Action {
         /// For so long, nanoseconds.
         for_ns: u64,
     },
+    /// Not a fault, but as hard: the administrator changes the ring.
+    Ring(RingAct),
     /// All clients lose patience: short timeouts, many retries, no pauses.
     RetryStorm {
         /// For so long, nanoseconds.

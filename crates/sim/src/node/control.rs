@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, Standing};
+use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, RequestFate, Standing};
 use mds_node::core::RingReport;
+use mds_types::NodeId;
 
 use super::{Origin, Process};
 use crate::env::Env;
@@ -115,7 +116,12 @@ impl Process {
             env.send_message(self.node, &to, bytes);
         }
         for (_, result) in outputs.admin {
-            env.line(|| format!("node {}: init: {result:?}", self.node + 1));
+            env.line(|| {
+                format!(
+                    "node {}: the answer to the administrator: {result:?}",
+                    self.node + 1
+                )
+            });
             env.watch.init = Some(result);
         }
         if let Some(view) = outputs.view {
@@ -181,6 +187,8 @@ impl Process {
                 env.line(|| format!("node {node} is refused, and rightly: {reason}"));
                 env.node_failed(self.name(), format!("refused: {reason}"));
             }
+            // It has left, and nobody knows it any more.
+            (_, Standing::Refused(_)) if env.welcome.contains(&self.node_id()) => {}
             (_, Standing::Refused(reason)) => {
                 let detail = format!("node {node} was refused: {reason}");
                 env.violated("a node that nothing is wrong with goes on", detail);
@@ -189,7 +197,7 @@ impl Process {
                 let detail = format!("node {node} came from a copy and is active");
                 env.violated("an old copy of a directory is refused", detail);
             }
-            (Origin::Empty, Standing::Active) => {
+            (Origin::Empty, Standing::Active) if !env.welcome.contains(&self.node_id()) => {
                 let detail = format!("node {node} was wiped and holds data already");
                 env.violated("a node that lost its directory is a new one", detail);
             }
@@ -203,6 +211,9 @@ impl Process {
         let is_copy = self.origin == Origin::Copy;
         if let Some(broken) = env.watch.view(self.name(), is_copy, &view) {
             env.violated(broken.0, broken.1);
+        }
+        if !is_copy {
+            count_ring(&view, env);
         }
         if before.standing != view.standing {
             env.line(|| format!("node {} is {:?} now", self.node + 1, view.standing));
@@ -230,5 +241,52 @@ impl Process {
         }
         let hop_ns = env.hop_ns();
         env.node_after(hop_ns, self.name(), NodeEvent::View(view));
+    }
+}
+
+/// Counts what becomes of the ring, when a node is the first to show it.
+fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
+    let before = env.newest_ring.replace(view.clone());
+    let Some(before) = before else { return };
+    if before.topology.version >= view.topology.version {
+        env.newest_ring = Some(before);
+        return;
+    }
+    let (version, stage) = (view.topology.version, view.transition.stage);
+    env.line(|| {
+        format!(
+            "version {version} of the ring: {stage}, {}",
+            view.transition.change
+        )
+    });
+    env.reached.count("stage passed");
+    let is_on = |view: &ClusterView, node| view.topology.member(node).is_some();
+    for member in &view.topology.members {
+        if !is_on(&before, member.node) {
+            env.reached.count("node joined");
+        }
+    }
+    let gone: Vec<NodeId> = before
+        .topology
+        .members
+        .iter()
+        .map(|member| member.node)
+        .collect();
+    for node in gone.into_iter().filter(|node| !is_on(view, *node)) {
+        let name = match env.lost.contains(&node) {
+            true => "node replaced",
+            false => "node left",
+        };
+        env.reached.count(name);
+    }
+    let was_known = &before.transition.requests;
+    for request in &view.transition.requests {
+        if !was_known.contains(request) {
+            match request.1 {
+                RequestFate::Finished => env.reached.count("ring changed"),
+                RequestFate::Aborted => env.reached.count("change aborted"),
+                RequestFate::Running => env.reached.count("ring change begun"),
+            }
+        }
     }
 }

@@ -231,6 +231,7 @@ impl Machine {
         self.origin = Origin::Empty;
         self.rot = None;
         env.sick.remove(&self.node);
+        env.lost.extend(self.id.take());
         env.watch.node_wiped(self.node);
     }
 

@@ -1,4 +1,4 @@
-//! The machines of a run: one for each node, and a spare one.
+//! The machines of a run: one for each node, those that join late included, and a spare one.
 //!
 //! As a slice they are those of the nodes. The spare one has the number behind theirs. Nothing runs on
 //! it but a copy of some node's directory: what is asked of all nodes is not asked of it, and no client
@@ -16,11 +16,11 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    pub(crate) fn new(nodes: usize, random: &Random) -> Machines {
-        let machine = |node| Machine::new(node, nodes, random.clone());
+    pub(crate) fn new(founders: usize, late: usize, random: &Random) -> Machines {
+        let machine = |node| Machine::new(node, founders, random.clone());
         Machines {
-            nodes: (0..nodes).map(machine).collect(),
-            spare: machine(nodes),
+            nodes: (0..founders + late).map(machine).collect(),
+            spare: machine(founders + late),
         }
     }
 

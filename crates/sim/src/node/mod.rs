@@ -21,7 +21,7 @@ use mds_storage::datadir::{self, DataDir};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::{Disk, FaultyDisk};
 use mds_types::slot::partition_of;
-use mds_types::{IncarnationId, MemberInfo, NodeId};
+use mds_types::{IncarnationId, MemberInfo, NodeId, PartitionId};
 
 use crate::clock::Clock;
 use crate::env::Env;
@@ -86,6 +86,8 @@ pub(crate) struct Machine {
     random: Random,
     epoch_interval_ms: u64,
     peers: Vec<String>,
+    /// Who the node on its directory is.
+    id: Option<NodeId>,
     /// How often its peer address has changed.
     moves: u32,
     /// It is the spare one, and no node's directory lies there.
@@ -137,6 +139,7 @@ impl Machine {
             random,
             epoch_interval_ms,
             peers: (0..nodes).map(|node| peer_addr(node, 0)).collect(),
+            id: None,
             moves: 0,
             is_bare: node >= nodes,
         }
@@ -149,6 +152,21 @@ impl Machine {
     /// Whether there is nothing to start here.
     pub(crate) fn is_bare(&self) -> bool {
         self.is_bare
+    }
+
+    /// A machine that was not there is set up. False if something has been there already.
+    pub(crate) fn unpack(&mut self) -> bool {
+        let is_new = self.is_bare && self.life == 0;
+        self.is_bare &= !is_new;
+        is_new
+    }
+
+    /// The node has come onto the ring with an empty directory, as it was asked to.
+    pub(crate) fn belongs_now(&mut self) {
+        self.origin = Origin::Itself;
+        if let Some(process) = &mut self.process {
+            process.origin = Origin::Itself;
+        }
     }
 
     /// Where others find the node.
@@ -195,6 +213,7 @@ impl Machine {
         self.power = Power::On;
         self.life += 1;
         let process = self.boot(env)?;
+        self.id = Some(process.node_id());
         env.line(|| format!("node {} starts for the {}. time", self.node + 1, self.life));
         let process = self.process.insert(process);
         process.first_turn(env);
@@ -380,6 +399,11 @@ impl Process {
         let ring = self.data.core.ring();
         ring.replicas(partition_of(key, ring.partition_count()))
             .to_vec()
+    }
+
+    /// The members that hold a partition in the present ring.
+    pub(crate) fn replicas(&self, partition: PartitionId) -> Vec<NodeId> {
+        self.data.core.ring().replicas(partition).to_vec()
     }
 
     /// Who the node is in its cluster.

@@ -269,6 +269,11 @@ impl Process {
                 env.reached.count("epoch settled");
                 env.settled.push((self.node, partition, entry.settled));
             }
+            if matches!(was.state, PartitionState::Streaming { .. })
+                && entry.state == PartitionState::Held
+            {
+                env.reached.count("partition streamed");
+            }
             if was.state == PartitionState::Held && entry.state != PartitionState::Held {
                 let partitions = lane.partitions;
                 env.watch
@@ -381,7 +386,7 @@ impl Process {
         let lane = self.store.as_ref()?;
         let ledger = lane.io.ledger();
         let entry = ledger.partition(partition);
-        let is_replica = self.data.core.holds(partition);
+        let is_replica = self.replicas(partition).contains(&self.node_id());
         if entry.state != PartitionState::Held || !is_replica || self.origin != Origin::Itself {
             return None;
         }
@@ -393,6 +398,17 @@ impl Process {
             node: self.node,
             records,
             settled: entry.settled,
+        })
+    }
+
+    /// Whether this node holds records of partitions that it is no replica of.
+    pub(crate) fn keeps_too_much(&self) -> bool {
+        let Some(lane) = &self.store else {
+            return false;
+        };
+        (0..lane.partitions).map(PartitionId).any(|partition| {
+            let page = lane.reader.scan(partition, None, 1);
+            !self.data.core.holds(partition) && page.is_ok_and(|page| !page.is_empty())
         })
     }
 
