@@ -63,6 +63,23 @@ fn equal_replicas_settle_what_is_closed() {
 }
 
 #[test]
+fn an_epoch_is_closed_although_the_store_could_not_when_it_was_told_to() {
+    let mut trio = Trio::new();
+    let core = &mut trio.node(1).core;
+    let mut view = (*core.view).clone();
+    view.epoch = Epoch(3);
+    core.on_view(Arc::new(view));
+    // The disk is full, say: the order comes to nothing.
+    let order = LedgerOrder::Close(Epoch(1));
+    assert!(core.batch.orders.contains(&order));
+    core.batch.orders.clear();
+    trio.run();
+    assert_eq!(trio.node(1).io.ledger().closed, Epoch(0));
+    trio.pass_ms(2_000);
+    assert_eq!(trio.node(1).io.ledger().closed, Epoch(1));
+}
+
+#[test]
 fn what_a_replica_missed_is_found_and_brought_over() {
     let mut trio = Trio::new();
     for number in 0..200 {
