@@ -89,7 +89,7 @@ mod tests {
         let mut config = NodeConfig::default();
         assert_eq!(of(&config, 1).control.ring_mode, RingMode::Operator);
         config.ring_mode = RingModeKind::Auto;
-        let mode = |config| of(config, 1).control.ring_mode;
+        let mode = |config: &NodeConfig| of(config, 1).control.ring_mode;
         let remove_after_ms = None;
         assert_eq!(mode(&config), RingMode::Auto { remove_after_ms });
         config.remove_after_ms = 60_000;
