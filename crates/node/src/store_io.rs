@@ -215,6 +215,14 @@ pub struct StoreDone {
     pub wrong: Vec<PartitionId>,
 }
 
+impl StoreDone {
+    /// Whether the core has to hear of it although it had asked for nothing: what went on by itself has
+    /// come somewhere. The change of the ledger is told once, so it must not be dropped.
+    pub fn is_news(&self) -> bool {
+        self.failed.is_some() || self.ledger.is_some() || self.collected > 0
+    }
+}
+
 /// The store and what lies beside it, carried out in turns. Owned by one thread.
 pub struct StoreIo {
     disk: Arc<dyn Disk>,

@@ -6,8 +6,8 @@
 //! A snapshot carries the [`Chain`] of what was applied before it:
 //!
 //! ```text
-//! format 2: 2 | chain 16, little-endian | state, which begins with its own format
-//! format 1: the state alone, which begins with 1: its chain is not known, nor is any after it
+//! with it:    0xc1 | chain 16, little-endian | state, which begins with its own format
+//! without it: the state alone: its chain is not known, nor is any after it
 //! ```
 
 use std::io;

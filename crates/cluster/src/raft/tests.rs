@@ -416,7 +416,7 @@ fn a_snapshot_without_a_chain_is_read_and_leaves_it_unknown() {
     Rt::run(async { machine.install_snapshot(&meta, data).await.unwrap() });
     assert_eq!(machine.applied().lock().unwrap().state, state);
     assert_eq!(apply(&mut machine, vec![entry(1, 5)]), None);
-    let cut = Rt::run(async { machine.install_snapshot(&meta, vec![2, 0, 0]).await });
+    let cut = Rt::run(async { machine.install_snapshot(&meta, vec![0xc1, 0, 0]).await });
     assert!(
         cut.unwrap_err()
             .to_string()

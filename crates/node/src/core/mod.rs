@@ -527,11 +527,16 @@ impl Core {
     /// Whether this node answers as a replica: also while it waits to become a part of the ring, and
     /// takes what is written to the next one.
     fn is_replica_serving(&self) -> bool {
-        let is_member = match self.view.standing {
+        let holds_data = match self.view.standing {
             Standing::Active => true,
-            Standing::Waiting => self.rings.rings().holds_data(self.view.me),
-            _ => false,
+            _ => self.rings.rings().holds_data(self.view.me),
         };
+        holds_data && self.is_member_serving()
+    }
+
+    /// Whether this node is a member in working order, on the ring or not.
+    fn is_member_serving(&self) -> bool {
+        let is_member = matches!(self.view.standing, Standing::Active | Standing::Waiting);
         self.stopped.is_none() && self.is_store_open && is_member && !self.is_behind_its_word()
     }
 

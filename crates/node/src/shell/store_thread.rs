@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mds_storage::store::{Flusher, StoreError};
+use mds_storage::store::{Flusher, StoreError, StoreReader};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -18,6 +18,10 @@ use crate::store_io::{HINT_SYNC_EVERY_MS, StoreBatch, StoreDone, StoreIo};
 
 /// How long a merge waits for the flusher to make room before it is refused.
 const FLUSH_WAIT_MAX: Duration = Duration::from_millis(1_500);
+
+/// Between two steps of wiping and collecting, while nothing else comes in: small, so that they get done, and
+/// not nothing, because a step may have to wait for the flusher.
+const TIDY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The flusher looks for work at least this often.
 const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -94,22 +98,21 @@ impl DoneQueue {
 
 /// Starts both threads. Dropping every sender of batches ends them: the store is then synced and closed.
 pub(super) fn spawn(
-    io: StoreIo,
+    mut io: StoreIo,
     flusher: Flusher,
     batches: Receiver<StoreBatch>,
     done: Arc<DoneQueue>,
 ) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
     let (poke, pokes) = std::sync::mpsc::sync_channel(1);
     let (flushed_tx, flushed) = std::sync::mpsc::sync_channel(1);
-    let flush_done = done.clone();
+    let (flush_done, reader) = (done.clone(), io.store().reader());
     let flush_thread = std::thread::Builder::new()
         .name("mds-flush".to_owned())
-        .spawn(move || flush_loop(&flusher, &pokes, &flushed_tx, &flush_done))?;
+        .spawn(move || flush_loop(&flusher, &reader, &pokes, &flushed_tx, &flush_done))?;
     std::thread::Builder::new()
         .name("mds-store".to_owned())
         .spawn(move || {
             let (waiting_poke, waiting_done) = (poke.clone(), done.clone());
-            let mut io = io;
             io.set_wait_for_flusher(Box::new(move || {
                 // A flusher that waits for room is not waited for.
                 if waiting_done.full().flush {
@@ -137,7 +140,12 @@ fn merge_loop(
 ) -> StoreIo {
     let idle = Duration::from_millis(HINT_SYNC_EVERY_MS);
     loop {
-        let mut batch = match batches.recv_timeout(idle) {
+        let wait = if io.has_more_to_do() {
+            TIDY_PAUSE
+        } else {
+            idle
+        };
+        let mut batch = match batches.recv_timeout(wait) {
             Ok(batch) => batch,
             // Nothing to do but what has become due meanwhile.
             Err(RecvTimeoutError::Timeout) => {
@@ -163,7 +171,7 @@ fn merge_loop(
         if io.store().wants_flush() {
             poke_flusher(poke);
         }
-        if !is_idle || finished.failed.is_some() {
+        if !is_idle || finished.is_news() {
             done.push(finished);
         }
     }
@@ -177,9 +185,22 @@ fn poke_flusher(poke: &SyncSender<()>) {
     }
 }
 
-fn flush_loop(flusher: &Flusher, pokes: &Receiver<()>, flushed: &SyncSender<()>, done: &DoneQueue) {
+fn flush_loop(
+    flusher: &Flusher,
+    reader: &StoreReader,
+    pokes: &Receiver<()>,
+    flushed: &SyncSender<()>,
+    done: &DoneQueue,
+) {
     loop {
-        match flusher.work() {
+        // What is flushed may bring back rows of epochs that are collected: they go when all is flushed.
+        let worked = flusher.work().and_then(|is_flushed| {
+            if !is_flushed {
+                reader.drop_collected_index()?;
+            }
+            Ok(is_flushed)
+        });
+        match worked {
             Ok(is_flushed) => {
                 // Nobody may be writing, so that merges would never find out.
                 let log_has_room = done.full().log && flusher.has_room(0);

@@ -36,6 +36,7 @@ fn version(v: u64) -> Version {
 }
 
 /// What one block of a script drives.
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Subject {
     None,
     Write(WriteQuorum),

@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod data;
 pub(crate) mod output;
+mod ring;
 mod settings;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use crate::lab::LabArgs;
 pub use client::{Call, Client, ClientError, Reply};
 pub(crate) use cluster::init_cluster;
 pub use output::Failure;
+pub(crate) use ring::{Waiting, change_ring};
 
 const LONG_ABOUT: &str = "\
 MyDataStore, a leaderless replicated key-value database.
@@ -97,6 +99,68 @@ After exit code 4 the outcome is unknown: send the same write again with the pri
     Scan(data::ScanArgs),
     /// Print the effective configuration of a node, with meanings, defaults and origins
     Config(settings::ConfigArgs),
+    /// Let waiting nodes come onto the ring
+    #[command(after_help = "\
+Start the new node first (`mydatastore serve`, with the peer address of a member among its seeds): it \
+becomes a member that waits, and `mydatastore status` shows it. It coordinates requests from then on, and \
+holds data once it has joined.
+
+Examples:
+  mydatastore join node-4 --wait
+  mydatastore join node-4 node-5                     both in one change: data moves once
+  mydatastore transition                             how far it is")]
+    Join(ring::NodesArgs),
+    /// Let nodes hand over what they hold, and leave the ring
+    #[command(after_help = "\
+Stop the node only when the change has ended. It then leaves the member list by itself, and its data \
+directory cannot come back: delete it to use the machine as a new node.
+
+Example:
+  mydatastore leave node-2 --wait")]
+    Leave(ring::NodesArgs),
+    /// Put a waiting node in the place of one that is dead for good
+    #[command(after_help = "\
+The dead node is not waited for, and may never come back: its data is copied from the other replicas.
+
+Example:
+  mydatastore replace node-2 --with node-4 --wait")]
+    Replace(ring::ReplaceArgs),
+    /// Remove a node that is dead for good, without another in its place
+    #[command(after_help = "\
+A node that lives should `leave` instead: it hands over what it holds. Refused where fewer than N nodes \
+would remain, or where a quorum of some partition's replicas would be gone (--force takes that risk).
+
+Example:
+  mydatastore remove node-2 --wait")]
+    Remove(ring::DeadArgs),
+    /// Change nodes' shares of the data
+    #[command(after_help = "\
+Example:
+  mydatastore reweigh node-1=200 node-2=50 --wait    100 is the norm, 0 holds no data")]
+    Reweigh(ring::ReweighArgs),
+    /// Change N, R and W
+    #[command(after_help = "\
+Example:
+  mydatastore quorums --n 5 --r 3 --w 3 --wait       what is left out stays as it is")]
+    Quorums(ring::QuorumArgs),
+    /// Wait for a member no more, while the ring changes: it died and does not come back
+    #[command(after_help = "\
+For a node that a change waits for (`mydatastore transition` says which) and that is dead for good. One \
+that will come back is better waited for.
+
+Example:
+  mydatastore exclude node-3")]
+    Exclude(ring::DeadArgs),
+    /// How far a change of the ring is, and whom it waits for; or call it off
+    #[command(after_help = "\
+Stages: prepare, write-both, stream, read-both, read-next, cleanup, stable. Up to stream a change can be \
+called off; later it finishes.
+
+Examples:
+  mydatastore transition                             the present state
+  mydatastore transition --wait                      until it has ended
+  mydatastore transition abort")]
+    Transition(ring::TransitionArgs),
     /// Compare the contents of all replicas, partition by partition
     #[command(long_about = "\
 Compare the contents of all replicas, partition by partition.
@@ -164,6 +228,14 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Del(args) => data::del(&args),
         Command::Scan(args) => data::scan(&args),
         Command::Config(args) => settings::config(&args),
+        Command::Join(args) => ring::join(&args),
+        Command::Leave(args) => ring::leave(&args),
+        Command::Replace(args) => ring::replace(&args),
+        Command::Remove(args) => ring::remove(&args),
+        Command::Reweigh(args) => ring::reweigh(&args),
+        Command::Quorums(args) => ring::quorums(&args),
+        Command::Exclude(args) => ring::exclude(&args),
+        Command::Transition(args) => ring::transition(&args),
         Command::Digest(args) => cluster::digest(&args),
     }
 }
@@ -211,6 +283,17 @@ mod tests {
             "scan prefix --values --limit 10",
             "config --toml --data-dir x",
             "digest --json",
+            "join node-4 node-5 --wait",
+            "leave 00000000000000ab --request ab12",
+            "replace node-2 --with node-4 --force",
+            "remove node-2 --json",
+            "reweigh a=200 b=50",
+            "quorums --n 5 --r 3 --w 3",
+            "exclude node-3",
+            "transition --wait",
+            "transition abort",
+            "lab add-node --dir d",
+            "lab remove-node 4",
         ] {
             let words = std::iter::once("mydatastore").chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {

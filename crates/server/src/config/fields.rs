@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mds_types::MemberInfo;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, VALUE_BYTES_MAX};
 
-use super::value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat};
+use super::value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, RingModeKind};
 
 /// One field, as tools and people see it.
 pub struct Field {
@@ -178,6 +178,14 @@ config_fields! {
     epoch_interval_ms: u64 = 15 * 60 * 1_000, "ms",
         "How often the Raft leader begins a new epoch, the unit of verification.",
         "Too short: overhead. Too long: more to compare, later collection of tombstones.";
+    ring_mode: RingModeKind = RingModeKind::Operator, "operator|auto",
+        "Who changes the ring: administrators alone, or also the leader, which lets waiting nodes join \
+         as they come. All nodes of a cluster should have the same.",
+        "`auto`: a node that was started by mistake is given data.";
+    remove_after_ms: u64 = 0, "ms",
+        "With ring_mode `auto`: a member that has been dead for so long without a break is removed for \
+         good, where nothing is lost by it. 0: never.",
+        "Too short: a machine that is only being mended is removed, and its data copied anew.";
     max_clock_skew_ms: u64 = CLOCK_SKEW_US_MAX / 1_000, "ms",
         "Writes stamped further ahead of this node's clock are refused. At most 5000.",
         "Below the real skew of the nodes' clocks, good writes are refused: run NTP.";

@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, MEMBER_TEXT_BYTES_MAX, VALUE_BYTES_MAX};
 
 use super::fields::NodeConfig;
-use super::value::EngineKind;
+use super::value::{EngineKind, RingModeKind};
+
+/// The shortest time after which a dead member may be removed by itself, milliseconds.
+const REMOVE_AFTER_MS_MIN: u64 = 10_000;
 
 impl NodeConfig {
     /// Checks every field against its range and its neighbours.
@@ -170,6 +173,12 @@ impl NodeConfig {
                 7 * 24 * 3_600_000,
             ),
             (
+                "remove_after_ms",
+                self.remove_after_ms,
+                0,
+                365 * 24 * 3_600_000,
+            ),
+            (
                 "max_clock_skew_ms",
                 self.max_clock_skew_ms,
                 100,
@@ -182,6 +191,20 @@ impl NodeConfig {
                     "{field} is {value}: it has to be {least} to {most}"
                 ));
             }
+        }
+        if (1..REMOVE_AFTER_MS_MIN).contains(&self.remove_after_ms) {
+            problems.push(format!(
+                "remove_after_ms is {}: it has to be 0 (never) or at least {REMOVE_AFTER_MS_MIN}, so \
+                 that a restart does not cost a node its place",
+                self.remove_after_ms
+            ));
+        }
+        if self.remove_after_ms > 0 && self.ring_mode == RingModeKind::Operator {
+            problems.push(
+                "remove_after_ms is set, but ring_mode is `operator`, in which nothing is removed by \
+                 itself: set ring_mode to `auto`, or leave remove_after_ms out"
+                    .to_owned(),
+            );
         }
         if u64::from(self.raft_heartbeat_ms) * 3 > self.raft_election_timeout_ms.into() {
             problems.push(format!(
@@ -240,6 +263,14 @@ mod tests {
             "seeds has `nowhere`, which is not `host:port`"
         );
         assert!(problems(|config| config.raft_heartbeat_ms = 900).contains("three times"));
+        assert!(
+            problems(|config| config.remove_after_ms = 60_000).contains("set ring_mode to `auto`")
+        );
+        let hasty = problems(|config| {
+            config.ring_mode = RingModeKind::Auto;
+            config.remove_after_ms = 1;
+        });
+        assert!(hasty.contains("at least 10000"), "{hasty}");
         assert!(problems(|config| config.name = "x".repeat(129)).contains("at most 128"));
     }
 

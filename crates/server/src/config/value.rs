@@ -152,6 +152,16 @@ word_value! {
 }
 
 word_value! {
+    /// Who decides on changes of the ring.
+    RingModeKind {
+        /// Only administrators do.
+        Operator = "operator",
+        /// The leader lets waiting nodes join as they come, and may remove dead ones.
+        Auto = "auto",
+    }
+}
+
+word_value! {
     /// How log lines look.
     LogFormat {
         /// For people.

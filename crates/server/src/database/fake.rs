@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use mds_cluster::{ClusterView, MemberStage, MemberView, PeerView, Standing};
+use mds_cluster::state::Blocker;
+use mds_cluster::{
+    ClusterView, MemberStage, MemberView, PeerView, RequestFate, RingRequest, Standing,
+    TransitionView,
+};
 use mds_node::api::{Op, Outcome, Request, RequestError};
 use mds_types::slot::partition_of;
 use mds_types::{
     Body, ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Record,
-    Topology, TopologyMember, TopologyVersion, Version,
+    RequestId, RingStage, Topology, TopologyMember, TopologyVersion, Version,
 };
 
 use super::{AdminError, Answer, Database, Init, PartitionDigest, Sample};
@@ -30,6 +34,7 @@ struct State {
     failures: VecDeque<RequestError>,
     hang: bool,
     open: bool,
+    ring_asked: Vec<(RequestId, RingRequest)>,
 }
 
 fn info(number: u64) -> MemberInfo {
@@ -94,6 +99,7 @@ impl FakeDatabase {
                 failures: VecDeque::new(),
                 hang: false,
                 open: true,
+                ring_asked: Vec::new(),
             }),
         })
     }
@@ -120,6 +126,11 @@ impl FakeDatabase {
     /// The latest request.
     pub(crate) fn last_asked(&self) -> Request {
         self.state.lock().unwrap().asked.last().unwrap().clone()
+    }
+
+    /// All requests about the ring.
+    pub(crate) fn ring_asked(&self) -> Vec<(RequestId, RingRequest)> {
+        self.state.lock().unwrap().ring_asked.clone()
     }
 
     /// How many requests there were.
@@ -253,6 +264,26 @@ impl Database for FakeDatabase {
             self.set_view(view);
             Ok(())
         })
+    }
+
+    fn change_ring(
+        &self,
+        request: RequestId,
+        ask: RingRequest,
+    ) -> Answer<'_, Result<TransitionView, AdminError>> {
+        Box::pin(async move {
+            let mut state = self.state.lock().unwrap();
+            state.ring_asked.push((request, ask));
+            let mut view = state.view.transition.clone();
+            view.stage = RingStage::Prepare;
+            view.request = Some(request);
+            view.requests.push((request, RequestFate::Running));
+            Ok(view)
+        })
+    }
+
+    fn blocked_since_ms(&self, _: &Blocker) -> Option<u64> {
+        Some(1_000)
     }
 
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {

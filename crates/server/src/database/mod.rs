@@ -3,6 +3,7 @@
 //! One trait with two implementers: the running node, and an ordered map in memory that tests put in
 //! its place. What a request means is settled in [`mds_node::api`]; here it is only carried.
 
+mod blockers;
 #[cfg(test)]
 pub(crate) mod fake;
 mod node;
@@ -12,9 +13,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use mds_cluster::ClusterView;
+use mds_cluster::state::Blocker;
+use mds_cluster::{ClusterView, RingRequest, TransitionView};
 use mds_node::api::{Outcome, Request, RequestError};
-use mds_types::{ClusterConfig, PartitionId};
+use mds_types::{ClusterConfig, PartitionId, RequestId};
 use serde::{Deserialize, Serialize};
 
 pub use node::RunningNode;
@@ -37,6 +39,18 @@ pub trait Database: Send + Sync + 'static {
 
     /// Gives birth to a cluster.
     fn init(&self, init: Init) -> Answer<'_, Result<(), AdminError>>;
+
+    /// Asks for a change of the ring, or for one under way to end otherwise. Repeated with the same
+    /// name it is the same request. The answer says how the rings stand where it was decided.
+    fn change_ring(
+        &self,
+        request: RequestId,
+        ask: RingRequest,
+    ) -> Answer<'_, Result<TransitionView, AdminError>>;
+
+    /// Since when the present stage has waited for this, as far as this node has seen: milliseconds since
+    /// 1970. None: it does not wait for it, or has only just begun to.
+    fn blocked_since_ms(&self, blocker: &Blocker) -> Option<u64>;
 
     /// What this replica holds, partition by partition.
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>>;
@@ -67,6 +81,9 @@ pub enum AdminError {
     /// Not possible now; may be repeated.
     #[error("{0}")]
     Unavailable(String),
+    /// Nobody knows what has become of it; may be repeated with the same name.
+    #[error("{0}")]
+    Uncertain(String),
 }
 
 /// What one replica holds of one partition. Equal contents have equal digests.

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mds_cluster::control::{AdminError as ControlError, AdminRequest};
-use mds_cluster::{ClusterView, MemberStage, RaftRole, Standing};
+use mds_cluster::control::{AdminError as ControlError, AdminReply, AdminRequest};
+use mds_cluster::state::Blocker;
+use mds_cluster::{ClusterView, MemberStage, RaftRole, RingRequest, Standing, TransitionView};
 use mds_node::api::{Outcome, Request, RequestError};
 use mds_node::core::{CoreStats, LatencyHistogram, Outcomes};
 use mds_node::shell::NodeHandle;
 use mds_storage::store::StoreStats;
+use mds_types::RequestId;
 
+use super::blockers::BlockedSince;
 use super::{AdminError, Answer, Database, Init, PartitionDigest, Reading, Sample};
 
 /// How long `init` waits until gossip has found as many nodes as it is to form the ring of.
@@ -21,12 +24,18 @@ const SERVING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A running node.
 pub struct RunningNode {
     handle: NodeHandle,
+    blocked_since: BlockedSince,
 }
 
 impl RunningNode {
-    /// The node behind this handle.
+    /// The node behind this handle. Needs a runtime, on which the node is followed as long as it runs.
     pub fn new(handle: NodeHandle) -> RunningNode {
-        RunningNode { handle }
+        let blocked_since = BlockedSince::default();
+        drop(tokio::spawn(blocked_since.clone().follow(handle.clone())));
+        RunningNode {
+            handle,
+            blocked_since,
+        }
     }
 }
 
@@ -69,6 +78,30 @@ impl Database for RunningNode {
                 )),
             }
         })
+    }
+
+    fn change_ring(
+        &self,
+        request: RequestId,
+        ask: RingRequest,
+    ) -> Answer<'_, Result<TransitionView, AdminError>> {
+        Box::pin(async move {
+            let answer = self.handle.admin(AdminRequest::Ring { request, ask }).await;
+            match answer {
+                Some(Ok(AdminReply::Accepted(view) | AdminReply::Status(view))) => Ok(view),
+                // Not an answer to this request: how the rings stand here is all there is to say.
+                Some(Ok(AdminReply::Born { .. })) => Ok(self.view().transition.clone()),
+                Some(Err(error)) => Err(admin_error(&error)),
+                None => Err(AdminError::Unavailable(
+                    "this node is shutting down, or too many administration requests wait"
+                        .to_owned(),
+                )),
+            }
+        })
+    }
+
+    fn blocked_since_ms(&self, blocker: &Blocker) -> Option<u64> {
+        self.blocked_since.of(blocker)
     }
 
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {
@@ -142,8 +175,8 @@ fn admin_error(error: &ControlError) -> AdminError {
         | ControlError::StillForming(_)
         | ControlError::Stopped(_)
         | ControlError::NotYet(_)
-        | ControlError::NoLeader
         | ControlError::Busy => AdminError::Unavailable(words),
+        ControlError::NoLeader => AdminError::Uncertain(words),
     }
 }
 

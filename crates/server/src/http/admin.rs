@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -35,6 +35,8 @@ MyDataStore, a leaderless replicated key-value database.
   curl '/v1/list?prefix=&limit=&values=true'    list;  /v1/scan?partition= for one partition
   curl /v1/status /v1/ring /v1/members /v1/config /v1/digest
   curl -X POST -d '{\"nodes\":3}' /v1/init        give birth to a cluster
+  curl /v1/transition                           how far a change of the ring is
+  curl -X POST -d '{\"action\":\"join\",\"nodes\":[\"node-4\"]}' /v1/transition      change the ring
   curl '/set?key=K&value=V'  '/get?key=K'       as the system this one descends from
   curl /health /ready /metrics
 ";
@@ -204,20 +206,25 @@ pub(super) async fn init(State(app): Shared, body: Body) -> Response {
     }
 }
 
-async fn init_asked(app: &Arc<App>, body: Body) -> Result<Init, Refusal> {
-    let bytes = match tokio::time::timeout(
+/// The whole body of an administrative request.
+pub(super) async fn json_body(body: Body) -> Result<Bytes, Refusal> {
+    match tokio::time::timeout(
         limits::BODY_READ_TIMEOUT,
         to_bytes(body, limits::JSON_BYTES_MAX),
     )
     .await
     {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) => return Err(bad_request(format!("the body could not be read: {error}"))),
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(bad_request(format!("the body could not be read: {error}"))),
         Err(_) => {
             let message = "the body did not arrive in time";
-            return Err(Box::new(reply::error(StatusCode::REQUEST_TIMEOUT, message)));
+            Err(Box::new(reply::error(StatusCode::REQUEST_TIMEOUT, message)))
         }
-    };
+    }
+}
+
+async fn init_asked(app: &Arc<App>, body: Body) -> Result<Init, Refusal> {
+    let bytes = json_body(body).await?;
     let asked = match bytes.is_empty() {
         true => InitBody::default(),
         false => serde_json::from_slice(&bytes)

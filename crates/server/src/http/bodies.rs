@@ -260,3 +260,94 @@ pub struct OriginalBody {
     #[serde(rename = "Failed_members")]
     pub failed_members: Vec<String>,
 }
+
+/// `/v1/transition`: how far a change of the ring is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TransitionBody {
+    /// Version of the ring that this was taken at.
+    pub version: u64,
+    /// `stable`: no change is under way.
+    pub stage: String,
+    /// The request that the change under way answers.
+    #[serde(default)]
+    pub request: Option<String>,
+    /// What it does, in words; empty if there is none.
+    #[serde(default)]
+    pub change: String,
+    /// Whom the stage waits for; of a stable ring, who has not acknowledged it yet.
+    #[serde(default)]
+    pub blocked_by: Vec<BlockerBody>,
+    /// Members that are waited for no more.
+    #[serde(default)]
+    pub excluded: Vec<NamedNodeBody>,
+    /// The latest requests, the newest last.
+    #[serde(default)]
+    pub requests: Vec<RequestBody>,
+}
+
+/// A node, named for people.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NamedNodeBody {
+    /// 16 hexadecimal digits.
+    pub id: String,
+    /// For people.
+    pub name: String,
+}
+
+/// A member that holds a change of the ring up.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BlockerBody {
+    /// 16 hexadecimal digits.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// `ack`: it has not acknowledged the stage. `ready`: it has not copied and verified everything.
+    pub waits_for: String,
+    /// Whether gossip holds it for alive.
+    pub alive: bool,
+    /// Since when, as far as the answering node has seen: milliseconds since 1970.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
+}
+
+/// A request about the ring, and what became of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RequestBody {
+    /// 32 hexadecimal digits.
+    pub request: String,
+    /// `running`, `finished` or `aborted`.
+    pub fate: String,
+}
+
+/// What `POST /v1/transition` takes. Nodes go by their name or id.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingAskBody {
+    /// `join`, `leave`, `replace`, `remove`, `reweigh`, `quorums`, `abort` or `exclude`.
+    pub action: String,
+    /// Names the request, up to 32 hexadecimal digits: repeated with it, it is the same request. For
+    /// `abort` and `exclude` the change that is meant; left out, that under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// `join`, `leave`: one or more; `replace`, `remove`, `exclude`: the one that is dead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
+    /// `replace`: the waiting node that takes its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<String>,
+    /// `reweigh`: the new weight of each node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, u32>,
+    /// `quorums`: replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<u8>,
+    /// `quorums`: read quorum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r: Option<u8>,
+    /// `quorums`: write quorum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub w: Option<u8>,
+    /// `replace`, `remove`, `exclude`: even if the node seems to live, or data may be lost with it.
+    #[serde(default)]
+    pub force: bool,
+}

@@ -36,6 +36,7 @@ pub(super) fn route_label(path: &str) -> &'static str {
         "/v1/config",
         "/v1/digest",
         "/v1/init",
+        "/v1/transition",
         "/set",
         "/get",
         "/health",

@@ -6,6 +6,7 @@
 //! | `GET /v1/scan`, `GET /v1/list` | a page of one partition, of everything; see [`scan`] |
 //! | `GET /v1/status`, `/v1/ring`, `/v1/members`, `/v1/config`, `/v1/digest` | see [`admin`] |
 //! | `POST /v1/init` | gives birth to a cluster |
+//! | `GET POST /v1/transition` | changes of the ring; see [`transition`] |
 //! | `GET /set?key=&value=`, `GET /get?key=` | the interface of the system this one descends from |
 //! | `GET /health` | the process lives; depends on nothing else, so that load never kills it |
 //! | `GET /ready` | this node serves as it should, or why not |
@@ -35,6 +36,7 @@ mod scan;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -151,6 +153,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/members", get(admin::members))
         .route("/v1/config", get(admin::config))
         .route("/v1/init", post(admin::init))
+        .route(
+            "/v1/transition",
+            get(transition::status).post(transition::ask),
+        )
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
         .route("/metrics", get(metrics::metrics));

@@ -104,6 +104,7 @@ pub(super) fn admin_refused(error_: &AdminError) -> Response {
         AdminError::BadRequest(_) => StatusCode::BAD_REQUEST,
         AdminError::Conflict(_) => StatusCode::CONFLICT,
         AdminError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        AdminError::Uncertain(_) => StatusCode::GATEWAY_TIMEOUT,
     };
     error(status, error_.to_string())
 }

@@ -25,6 +25,7 @@ struct Target {
     settings: Settings,
     node: u32,
     process: Option<Process>,
+    has_left: bool,
 }
 
 impl Target {
@@ -38,6 +39,7 @@ impl Target {
         }
         Ok(Target {
             process: state.process(&dir, node),
+            has_left: !state.present().contains(&node),
             settings: state.settings,
             dir,
             node,
@@ -79,7 +81,7 @@ impl Target {
     }
 }
 
-fn existing(dir: &Path) -> Result<(LabDir, State), Failure> {
+pub(super) fn existing(dir: &Path) -> Result<(LabDir, State), Failure> {
     let open = LabDir::open(dir)?;
     match State::read(&open)? {
         Some(state) => Ok((open, state)),
@@ -145,6 +147,12 @@ pub(super) fn start(dir: &Path, node: u32) -> Result<(), Failure> {
             ))),
             false => output::line(format!("node {node} is running already")),
         };
+    }
+    if target.has_left {
+        return Err(Failure::usage(format!(
+            "node {node} has left the cluster and its data cannot come back: `mydatastore lab wipe-node \
+             {node}` makes it a new node, `lab add-node` starts another one"
+        )));
     }
     if !Supervision::is_taken(&target.dir) {
         return Err(Failure::unavailable(format!(
@@ -224,6 +232,7 @@ fn was(state: &State, node: u32) -> &'static str {
         Some(Asked::Run) => "died",
         Some(Asked::Kill) => "killed",
         Some(Asked::Wipe) => "wiped",
+        Some(Asked::Leave) => "left",
         Some(Asked::Stop) | None => "stopped",
     }
 }

@@ -9,8 +9,8 @@ use super::SettingArgs;
 use crate::cli::Failure;
 use crate::config::{ConfigValue, EngineKind, FsyncPolicy, NodeConfig};
 
-/// Nodes of a lab, at most: more are no use on one machine, and ports would collide.
-const NODES_MAX: u32 = 32;
+/// Nodes of a lab, at most, those that have left included: more are no use on one machine, and ports would collide.
+pub(super) const NODES_MAX: u32 = 32;
 
 /// Port of node 0 for Redis clients; node i has the i-th after it.
 const RESP_PORT: u16 = 7100;
@@ -37,6 +37,8 @@ pub(super) const OWN_FIELDS: &[&str] = &[
     "peer_advertise",
     "seeds",
     "epoch_interval_ms",
+    "ring_mode",
+    "remove_after_ms",
 ];
 
 /// How often a lab's epoch advances, milliseconds, unless it is told otherwise: so that one sees it.

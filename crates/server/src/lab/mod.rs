@@ -16,6 +16,7 @@
 mod act;
 mod layout;
 mod process;
+mod ring;
 mod run;
 mod start;
 mod state;
@@ -38,6 +39,8 @@ In a second terminal, while it runs:
   mydatastore lab start-node 2             it comes back and catches up
   mydatastore lab pause-node 3             SIGSTOP, as a hung machine; resume-node lets it go on
   mydatastore lab wipe-node 1              a lost disk: it comes back as a new node
+  mydatastore lab add-node                 a fourth node joins, data moves to it
+  mydatastore lab remove-node 4            it hands its data over, leaves and stops
   mydatastore lab status
   mydatastore digest                       are all replicas equal, byte for byte?
 
@@ -106,6 +109,10 @@ enum Action {
     StartNode(NodeNumber),
     /// Kill a node and delete its data: a lost disk
     WipeNode(NodeNumber),
+    /// Start a further node and let it join the ring
+    AddNode,
+    /// Let a node hand over what it holds, leave the ring, and stop
+    RemoveNode(NodeNumber),
     /// Which nodes run
     Status,
 }
@@ -132,6 +139,8 @@ pub fn main(args: &LabArgs) -> Result<ExitCode, Failure> {
         Some(Action::ResumeNode(node)) => act::resume(dir, node.number)?,
         Some(Action::StartNode(node)) => act::start(dir, node.number)?,
         Some(Action::WipeNode(node)) => act::wipe(dir, node.number)?,
+        Some(Action::AddNode) => ring::add(dir)?,
+        Some(Action::RemoveNode(node)) => ring::remove(dir, node.number)?,
         Some(Action::Status) => act::status(dir)?,
     }
     Ok(ExitCode::SUCCESS)

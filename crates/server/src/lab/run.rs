@@ -50,7 +50,7 @@ pub(super) fn run(dir: &Path, asked: &SettingArgs) -> Result<ExitCode, Failure> 
         let verb = if resumed { "resuming" } else { "starting" };
         output::line(format!(
             "{verb} {} nodes in {} ({}, N={} R={} W={}, fsync {})",
-            settings.nodes,
+            state.present().len(),
             dir.path().display(),
             settings.engine,
             settings.n,
@@ -59,7 +59,7 @@ pub(super) fn run(dir: &Path, asked: &SettingArgs) -> Result<ExitCode, Failure> 
             settings.fsync
         ))?;
         let ended = supervise(&dir, &settings, &mut signals).await;
-        let stopped = stop(&dir, &settings);
+        let stopped = stop(&dir);
         ended.and(stopped)
     })?;
     Ok(ExitCode::SUCCESS)
@@ -124,7 +124,8 @@ async fn supervise(
     if cancel.load(Ordering::Relaxed) {
         return Err(start::cancelled());
     }
-    output::line(format!("ready: {0} of {0} nodes", settings.nodes))?;
+    let present = State::read(dir)?.map_or(0, |state| state.present().len());
+    output::line(format!("ready: {present} of {present} nodes"))?;
     output::line(how_to_talk(dir, settings))?;
 
     let mut watched = Watched::default();
@@ -144,17 +145,17 @@ async fn supervise(
 
 /// Starts what does not run yet, gives birth to the cluster if need be, waits until all serve.
 fn start_all(dir: &LabDir, settings: &Settings, cancel: &Cancel) -> Result<(), Failure> {
-    let nodes = 1..=settings.nodes;
     let state = State::read(dir)?;
+    let nodes = state.as_ref().map(State::present).unwrap_or_default();
     let runs = |node| {
         state
             .as_ref()
             .is_some_and(|state| state.process(dir, node).is_some())
     };
-    for node in nodes.clone().filter(|&node| !runs(node)) {
+    for node in nodes.iter().copied().filter(|&node| !runs(node)) {
         settings.addrs(node).check_free(node)?;
     }
-    for node in nodes.clone() {
+    for &node in &nodes {
         match State::read(dir)?.and_then(|state| state.process(dir, node)) {
             Some(process) => {
                 // Left over from a supervisor that was killed. It may be frozen.
@@ -172,19 +173,22 @@ fn start_all(dir: &LabDir, settings: &Settings, cancel: &Cancel) -> Result<(), F
             None => start::spawn(dir, settings, node)?,
         }
     }
-    for node in nodes.clone() {
+    for &node in &nodes {
         start::wait_healthy(dir, settings, node, cancel)?;
     }
-    give_birth(settings)?;
+    give_birth(settings, &nodes)?;
     for node in nodes {
         start::wait_ready(dir, settings, node, cancel)?;
     }
     Ok(())
 }
 
-/// Initialises the cluster, unless node 1 is part of one.
-fn give_birth(settings: &Settings) -> Result<(), Failure> {
-    let client = start::client(settings, 1)?;
+/// Initialises the cluster, unless the first node is part of one.
+fn give_birth(settings: &Settings, nodes: &[u32]) -> Result<(), Failure> {
+    let Some(&first) = nodes.first() else {
+        return Ok(());
+    };
+    let client = start::client(settings, first)?;
     let reply = client.call(&Call::new(Method::GET, "/v1/status"))?;
     if !reply.status.is_success() {
         return Err(reply.failure());
@@ -267,6 +271,7 @@ fn report_end(dir: &LabDir, node: u32, pid: i32) -> Result<(), Failure> {
     output::line(match asked {
         Some(Asked::Stop) => format!("node {node} was stopped, and ended {how}"),
         Some(Asked::Kill) => format!("node {node} was killed, as asked"),
+        Some(Asked::Leave) => format!("node {node} has left the ring and was stopped, as asked"),
         Some(Asked::Wipe) => format!("node {node} was killed and its data deleted, as asked"),
         Some(Asked::Run) | None => format!(
             "node {node} (process {pid}) DIED unexpectedly, {how}; its log is {}; \
@@ -277,9 +282,10 @@ fn report_end(dir: &LabDir, node: u32, pid: i32) -> Result<(), Failure> {
 }
 
 /// Stops all nodes, whoever started them.
-fn stop(dir: &LabDir, settings: &Settings) -> Result<(), Failure> {
+fn stop(dir: &LabDir) -> Result<(), Failure> {
     let running_in = |state: &State| -> Vec<(u32, Process)> {
-        let nodes = 1..=settings.nodes;
+        // More than the lab was started with, maybe: nodes can be added.
+        let nodes = 1..=state.settings.nodes;
         nodes
             .filter_map(|node| Some((node, state.process(dir, node)?)))
             .collect()
@@ -287,7 +293,9 @@ fn stop(dir: &LabDir, settings: &Settings) -> Result<(), Failure> {
     let noted = State::change(dir, |state| {
         let running = running_in(state);
         for (node, _) in &running {
-            if let Some(entry) = state.node_mut(*node) {
+            if let Some(entry) = state.node_mut(*node)
+                && entry.asked != Asked::Leave
+            {
                 entry.asked = Asked::Stop;
             }
         }
@@ -345,7 +353,7 @@ Talk to any node; node i is one port further:
 In another terminal, break something:
   {program} lab kill-node {some} --dir {dir}
   {program} lab start-node {some} --dir {dir}
-  (also stop-node, pause-node, resume-node, wipe-node, status)
+  (also stop-node, pause-node, resume-node, wipe-node, add-node, remove-node, status)
 Each node's log is {dir}/node-I/node.log. Ctrl-C stops all nodes and keeps the data.
 "
     )

@@ -45,6 +45,8 @@ pub(super) enum Asked {
     Kill,
     /// To be killed and to lose its data.
     Wipe,
+    /// To leave the ring and stop. Its data cannot come back.
+    Leave,
 }
 
 impl State {
@@ -143,6 +145,15 @@ impl State {
     /// The node's entry, if the lab has such a node.
     pub(super) fn node_mut(&mut self, node: u32) -> Option<&mut NodeState> {
         self.nodes.get_mut(node.checked_sub(1)? as usize)
+    }
+
+    /// The nodes that belong to the cluster: all that have not left it.
+    pub(super) fn present(&self) -> Vec<u32> {
+        let nodes = (1..).zip(&self.nodes);
+        nodes
+            .filter(|(_, entry)| entry.asked != Asked::Leave)
+            .map(|(node, _)| node)
+            .collect()
     }
 
     fn tell_supervisor(&self) {

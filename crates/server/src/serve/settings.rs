@@ -1,13 +1,13 @@
 //! From what a person configures to what the node is started with.
 
 use mds_cluster::control::ControlConfig;
-use mds_cluster::{GossipTiming, RaftTiming};
+use mds_cluster::{GossipTiming, RaftTiming, RingMode};
 use mds_node::core::CoreConfig;
 use mds_node::shell;
 use mds_storage::hints::HintLimits;
 use mds_storage::store::{FsyncPolicy as StoreFsync, StoreOptions};
 
-use crate::config::{FsyncPolicy, NodeConfig};
+use crate::config::{FsyncPolicy, NodeConfig, RingModeKind};
 
 /// Raft's election timeout is drawn from once to this many times the configured one.
 const ELECTION_SPREAD: u64 = 2;
@@ -59,11 +59,20 @@ pub(super) fn of(config: &NodeConfig, seed: u64) -> shell::NodeConfig {
             epoch_interval_ms: Some(config.epoch_interval_ms),
             seed,
             auto_add_members: true,
-            ring_mode: mds_cluster::RingMode::Operator,
+            ring_mode: ring_mode(config),
         },
         resp_listen: config.resp_listen.to_string(),
         peer_listen: config.peer_listen.to_string(),
         clients_max: config.resp_connections_max as usize,
+    }
+}
+
+fn ring_mode(config: &NodeConfig) -> RingMode {
+    match config.ring_mode {
+        RingModeKind::Operator => RingMode::Operator,
+        RingModeKind::Auto => RingMode::Auto {
+            remove_after_ms: (config.remove_after_ms > 0).then_some(config.remove_after_ms),
+        },
     }
 }
 
@@ -74,6 +83,19 @@ fn size(bytes: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_changes_the_ring_is_as_configured() {
+        let mut config = NodeConfig::default();
+        assert_eq!(of(&config, 1).control.ring_mode, RingMode::Operator);
+        config.ring_mode = RingModeKind::Auto;
+        let mode = |config: &NodeConfig| of(config, 1).control.ring_mode;
+        let remove_after_ms = None;
+        assert_eq!(mode(&config), RingMode::Auto { remove_after_ms });
+        config.remove_after_ms = 60_000;
+        let remove_after_ms = Some(60_000);
+        assert_eq!(mode(&config), RingMode::Auto { remove_after_ms });
+    }
 
     #[test]
     fn the_defaults_are_the_nodes_own() {

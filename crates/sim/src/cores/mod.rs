@@ -28,7 +28,7 @@ use mds_node::store_io::{ReadQuery, StoreBatch, Ticket};
 use mds_node::wire;
 use mds_storage::store::Ledger;
 use mds_types::{
-    ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Topology,
+    ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Ring, Rings, Topology,
     TopologyMember, TopologyVersion,
 };
 
@@ -577,6 +577,16 @@ fn first_view() -> ClusterView {
                 weight: 100,
             })
             .collect(),
+    });
+    view.rings = Arc::new(Rings {
+        version: TopologyVersion(1),
+        accepted_from: TopologyVersion(1),
+        current: Ring {
+            topology: view.topology.clone(),
+            config: view.config.clone().unwrap_or_default(),
+        },
+        settled: true,
+        ..Rings::default()
     });
     view.members = members
         .map(|node| {

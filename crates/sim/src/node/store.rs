@@ -322,7 +322,7 @@ impl Process {
             return;
         }
         self.look_at_promises(&done, env);
-        if done.failed.is_some() || done.ledger.is_some() {
+        if done.is_news() {
             let hop_ns = env.hop_ns();
             env.node_after(hop_ns, self.name(), NodeEvent::StoreDone(Box::new(done)));
         }
@@ -333,7 +333,13 @@ impl Process {
         let name = self.name();
         let Some(lane) = &mut self.store else { return };
         lane.is_flush_due = false;
-        let worked = lane.flusher.work();
+        let worked = lane.flusher.work().and_then(|is_more| {
+            if !is_more {
+                let dropped = lane.reader.drop_collected_index()?;
+                env.reached.add("collected index dropped", dropped as u64);
+            }
+            Ok(is_more)
+        });
         if self.disk.is_stopped() {
             return;
         }

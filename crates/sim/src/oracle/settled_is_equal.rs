@@ -105,13 +105,16 @@ mod tests {
         assert!(broken(&[record(1, 4)], &[record(1, 5)], 0));
         assert!(broken(&[record(1, 5)], &[], 1), "alive");
         assert!(broken(&[], &[record(1, 5)], 1));
-        assert!(!broken(&[dead.clone()], &[], 1), "collected");
+        assert!(!broken(std::slice::from_ref(&dead), &[], 1), "collected");
         assert!(
-            broken(&[dead.clone()], &[], 0),
+            broken(std::slice::from_ref(&dead), &[], 0),
             "it cannot have been collected"
         );
         assert!(!broken(&[], &[dead], 0));
-        assert!(!broken(&[record(1, 5)], &[later.clone()], 0), "superseded");
+        assert!(
+            !broken(&[record(1, 5)], std::slice::from_ref(&later), 0),
+            "superseded"
+        );
         assert!(!broken(&[later], &[], 0), "of a later epoch");
     }
 }

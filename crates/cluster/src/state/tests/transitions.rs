@@ -155,47 +155,52 @@ fn golden_script_of_a_change() {
         ack(3, 9),
         step(2, 50),
         ack(4, 2),
-        step(1, 50),
         step(2, 50),
-        ready(4, 2),
         ack(1, 3),
         ack(2, 3),
         ack(3, 3),
         ack(4, 3),
-        step(3, 60),
-        ready(1, 3),
-        ready(2, 3),
-        ready(3, 3),
+        step(1, 50),
+        step(3, 50),
         ready(4, 3),
-        step(3, 60),
-        Command::AdvanceEpochWithFloor {
-            to: Epoch(3),
-            floor: Hlc(40),
-        },
-        step(3, 60),
-        Command::AbortTransition {
-            request: RequestId(1),
-        },
         ack(1, 4),
         ack(2, 4),
         ack(3, 4),
         ack(4, 4),
-        step(4, 70),
+        step(4, 60),
+        ready(1, 4),
+        ready(2, 4),
+        ready(3, 4),
+        ready(4, 4),
+        step(4, 60),
+        Command::AdvanceEpochWithFloor {
+            to: Epoch(3),
+            floor: Hlc(40),
+        },
+        step(4, 60),
+        Command::AbortTransition {
+            request: RequestId(1),
+        },
         ack(1, 5),
         ack(2, 5),
         ack(3, 5),
         ack(4, 5),
-        step(5, 80),
+        step(5, 70),
         ack(1, 6),
         ack(2, 6),
         ack(3, 6),
         ack(4, 6),
-        step(6, 90),
-        step(7, 90),
+        step(6, 80),
         ack(1, 7),
         ack(2, 7),
         ack(3, 7),
         ack(4, 7),
+        step(7, 90),
+        step(8, 90),
+        ack(1, 8),
+        ack(2, 8),
+        ack(3, 8),
+        ack(4, 8),
         begin(1, join([4])),
     ] {
         let response = match state.apply(&command) {
@@ -374,12 +379,12 @@ fn an_exclusion_is_a_new_version_of_the_same_stage() {
     let rings = state.rings();
     assert_eq!(
         (rings.version, rings.stage),
-        (TopologyVersion(3), RingStage::WriteBoth)
+        (TopologyVersion(3), RingStage::Prepare)
     );
     assert!(rings.excluded.contains(&node(2)));
     // What was acknowledged for the stage counts still.
     assert_eq!(state.apply(&step(3, 0)), Response::Done);
-    assert_eq!(state.rings().stage, RingStage::Stream);
+    assert_eq!(state.rings().stage, RingStage::WriteBoth);
 }
 
 /// A log and a snapshot of a version that knew no transitions are read, and the rings can change.
@@ -548,7 +553,7 @@ fn check_step(
     let aborts = matches!(command, Command::AbortTransition { .. });
     let follows = from.stage == to.stage
         || from.stage.following() == Some(to.stage)
-        || (from.stage == RingStage::Stable && to.stage == RingStage::WriteBoth)
+        || (from.stage == RingStage::Stable && to.stage == RingStage::Prepare)
         || (aborts && from.stage.may_abort() && to.stage == RingStage::Stable);
     prop_assert!(follows, "{} to {}", from.stage, to.stage);
     if from.stage != to.stage && !aborts {
@@ -579,7 +584,10 @@ fn check_step(
     }
     prop_assert_eq!(
         to.first_epoch.is_some(),
-        !matches!(to.stage, RingStage::Stable | RingStage::WriteBoth)
+        !matches!(
+            to.stage,
+            RingStage::Stable | RingStage::Prepare | RingStage::WriteBoth
+        )
     );
     check_members(old, new)
 }

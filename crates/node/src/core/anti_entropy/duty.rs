@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use mds_storage::store::PartitionState;
 use mds_types::{Epoch, PartitionId, RingStage, RingUse, TopologyVersion};
 
-use super::super::{Core, Pending};
+use super::super::{CLOSED_BEHIND, Core, Pending};
 use super::settled_of;
 use crate::api::Now;
 use crate::store_io::LedgerOrder;
@@ -87,6 +87,12 @@ impl Core {
             self.sync.duty.ordered_until_ns = now.mono_ns + REPEAT_NS;
             self.batch.orders.push(LedgerOrder::Wipe(wiped));
             return;
+        }
+        // The order that came with the epoch is lost if the store had no room, or was behind, just then.
+        let closed = Epoch(self.view.epoch.0.saturating_sub(CLOSED_BEHIND));
+        if ledger.closed < closed {
+            self.sync.duty.ordered_until_ns = now.mono_ns + REPEAT_NS;
+            self.batch.orders.push(LedgerOrder::Close(closed));
         }
         let version = self.rings.version();
         if ledger.acked < version && self.has_drained() && self.is_prepared() {

@@ -238,10 +238,19 @@ impl Core {
 
     /// Time for anti-entropy: begins a round, repairs and streams, if there is something to do.
     pub(super) fn tick_sync(&mut self, now: Now) {
-        if !self.is_replica_serving() || self.sync.ledger.is_none() || self.is_draining {
+        if !self.is_member_serving() || self.sync.ledger.is_none() || self.is_draining {
             return;
         }
+        // Who holds no data, not yet or no more, owes the ring its word all the same.
         self.tick_duty(now);
+        if !self.is_replica_serving() {
+            // It may be about to hold some: it makes place for them before writes come.
+            let next = self.rings.rings().next.as_ref();
+            if next.is_some_and(|ring| ring.topology.member(self.view.me).is_some()) {
+                self.tick_streams(now);
+            }
+            return;
+        }
         self.begin_repairs(now);
         self.tick_streams(now);
         if self.sync.round.is_some() || now.mono_ns < self.sync.next_round_ns {

@@ -1,7 +1,8 @@
 //! Three cores that miss things, and find out.
 
+use mds_cluster::Standing;
 use mds_storage::store::PartitionState;
-use mds_types::{Epoch, EpochFloors, Hlc, Record};
+use mds_types::{ClusterConfig, Epoch, EpochFloors, Hlc, Record, Ring, Rings, Topology};
 
 use super::super::tests::{Trio, id, put};
 use super::*;
@@ -60,6 +61,23 @@ fn equal_replicas_settle_what_is_closed() {
         before,
         "and then nothing is said any more"
     );
+}
+
+#[test]
+fn an_epoch_is_closed_although_the_store_could_not_when_it_was_told_to() {
+    let mut trio = Trio::new();
+    let core = &mut trio.node(1).core;
+    let mut view = (*core.view).clone();
+    view.epoch = Epoch(3);
+    core.on_view(Arc::new(view));
+    // The disk is full, say: the order comes to nothing.
+    let order = LedgerOrder::Close(Epoch(1));
+    assert!(core.batch.orders.contains(&order));
+    core.batch.orders.clear();
+    trio.run();
+    assert_eq!(trio.node(1).io.ledger().closed, Epoch(0));
+    trio.pass_ms(2_000);
+    assert_eq!(trio.node(1).io.ledger().closed, Epoch(1));
 }
 
 #[test]
@@ -254,4 +272,69 @@ fn a_write_of_a_closed_epoch_is_refused_and_nothing_is_done() {
         "some replica has it"
     );
     let _ = put("a", "b");
+}
+
+#[test]
+fn a_member_without_data_acknowledges_the_ring_and_makes_place_for_what_it_will_hold() {
+    let mut trio = Trio::new();
+    let whole = (*trio.node(1).core.view.topology).clone();
+    let ring_of = |nodes: &[u64], replicas| {
+        let mut members = whole.members.clone();
+        members.retain(|member| nodes.contains(&member.node.0));
+        Ring {
+            topology: Arc::new(Topology {
+                members,
+                ..whole.clone()
+            }),
+            config: ClusterConfig {
+                partition_count: 8,
+                replicas,
+                ..ClusterConfig::default()
+            },
+        }
+    };
+    let adopt = |trio: &mut Trio, rings: Rings| {
+        let rings = Arc::new(rings);
+        for (node, test) in &mut trio.nodes {
+            let mut view = (*test.core.view).clone();
+            view.topology = rings.current.topology.clone();
+            view.rings = rings.clone();
+            if *node == id(3) {
+                view.standing = Standing::Waiting;
+            }
+            test.core.on_view(Arc::new(view));
+        }
+        trio.run();
+        trio.pass_ms(3_000);
+    };
+    let stable = Rings {
+        version: TopologyVersion(2),
+        current: ring_of(&[1, 2], 2),
+        settled: true,
+        ..Rings::default()
+    };
+    adopt(&mut trio, stable.clone());
+    let ledger = trio.node(3).io.ledger();
+    assert_eq!(ledger.acked, TopologyVersion(2));
+    let states = |ledger: &Ledger| -> Vec<PartitionState> {
+        let all = (0..8).map(PartitionId);
+        all.map(|partition| ledger.partition(partition).state.clone())
+            .collect()
+    };
+    assert_eq!(states(&ledger), vec![PartitionState::Absent; 8]);
+
+    adopt(
+        &mut trio,
+        Rings {
+            version: TopologyVersion(3),
+            stage: RingStage::Prepare,
+            next: Some(ring_of(&[1, 2, 3], 3)),
+            settled: false,
+            ..stable
+        },
+    );
+    let ledger = trio.node(3).io.ledger();
+    assert_eq!(ledger.acked, TopologyVersion(3));
+    let is_ready = |state: &PartitionState| matches!(state, PartitionState::Streaming { .. });
+    assert!(states(&ledger).iter().all(is_ready), "{ledger:?}");
 }

@@ -112,3 +112,99 @@ fn metrics_have_conventional_names_and_bounded_labels() {
     }
     assert!(!text.contains("secret-key") && !text.contains("path-of-a-client"));
 }
+
+#[test]
+fn a_change_of_the_ring_is_asked_for_by_name_and_shown() {
+    let served = Served::new();
+    let post = |body: Value| {
+        let body = body.to_string();
+        served.call("POST", "/v1/transition", &[], body.as_bytes())
+    };
+    let answer = post(json!({"action": "join", "nodes": ["node-3"], "request": "ab"}));
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["stage"], "prepare");
+    assert_eq!(
+        answer.json()["requests"],
+        json!([{"request": format!("{:032x}", 0xab), "fate": "running"}])
+    );
+    post(
+        json!({"action": "replace", "nodes": ["0000000000000002"], "with": "node-3", "force": true, "request": "2"}),
+    );
+    post(json!({"action": "quorums", "w": 3, "request": "3"}));
+    let asked = served.database.ring_asked();
+    let expected = [
+        RingRequest::Join {
+            nodes: [NodeId(3)].into(),
+        },
+        RingRequest::Replace {
+            dead: NodeId(2),
+            with: NodeId(3),
+            forced: true,
+        },
+        RingRequest::ChangeQuorums(Quorums {
+            replicas: 3,
+            read: 2,
+            write: 3,
+        }),
+    ];
+    assert_eq!(
+        asked.iter().map(|(_, ask)| ask.clone()).collect::<Vec<_>>(),
+        expected
+    );
+    assert_eq!(asked[0].0, RequestId(0xab));
+    for (body, words) in [
+        (json!({"action": "join", "request": "1"}), "one or more"),
+        (
+            json!({"action": "join", "nodes": ["x"], "request": "1"}),
+            "`x` is no member",
+        ),
+        (
+            json!({"action": "join", "nodes": ["node-1"]}),
+            "request is missing",
+        ),
+        (
+            json!({"action": "join", "nodes": ["node-1"], "request": "z"}),
+            "hexadecimal",
+        ),
+        (
+            json!({"action": "leave", "nodes": ["node-1"], "force": true, "request": "1"}),
+            "takes no force",
+        ),
+        (
+            json!({"action": "dance", "request": "1"}),
+            "action is `dance`",
+        ),
+        (json!({"action": "join", "node": "node-1"}), "unknown field"),
+    ] {
+        let answer = post(body);
+        assert_eq!(answer.status, 400);
+        let error = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(post(json!({"action": "abort"})).status, 409);
+
+    let mut view = three_members();
+    view.transition = TransitionView {
+        stage: RingStage::Stream,
+        request: Some(RequestId(9)),
+        change: format!("leave {}", NodeId(2)),
+        blocked_by: vec![Blocker {
+            node: NodeId(3),
+            waits_for: WaitsFor::Ready,
+        }],
+        ..TransitionView::default()
+    };
+    served.database.set_view(view);
+    let shown = served.get("/v1/transition").json();
+    assert_eq!(shown["stage"], "stream");
+    assert_eq!(shown["change"], "leave node-2");
+    assert_eq!(
+        shown["blocked_by"][0],
+        json!({"id": NodeId(3).to_string(), "name": "node-3", "waits_for": "ready", "alive": true, "since_ms": 1000})
+    );
+    assert_eq!(post(json!({"action": "abort"})).status, 200);
+    assert_eq!(
+        served.database.ring_asked().last(),
+        Some(&(RequestId(9), RingRequest::Abort))
+    );
+}

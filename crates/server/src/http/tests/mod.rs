@@ -9,9 +9,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mds_cluster::Standing;
+use mds_cluster::state::{Blocker, Quorums, WaitsFor};
+use mds_cluster::{RingRequest, Standing, TransitionView};
 use mds_node::api::{Op, RequestError, Stamp};
-use mds_types::{Epoch, Hlc, NodeId, Version};
+use mds_types::{Epoch, Hlc, NodeId, RequestId, RingStage, Version};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
