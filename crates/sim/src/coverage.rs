@@ -65,13 +65,6 @@ const FAULTS: [&str; 55] = [
 
 /// States of the nodes that every such batch reaches.
 const STATES: [&str; 33] = [
-    "ring changed",
-    "stage passed",
-    "partition streamed",
-    "node joined",
-    "node left",
-    "node replaced",
-    "change aborted",
     "leader elected",
     "epoch closed",
     "epoch learnt",

@@ -31,6 +31,9 @@ enum Command {
         /// Seeds at a time. Default: as many as the machine has cores.
         #[arg(long)]
         jobs: Option<NonZeroUsize>,
+        /// With changes of the ring, drawn from the seed.
+        #[arg(long)]
+        rings: bool,
     },
     /// Runs many seeds of three cores alone: what coordinators and replicas say to each other, without
     /// Raft, gossip and disks. Exits with 1 if one fails.
@@ -71,6 +74,9 @@ enum Command {
         /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
         #[arg(long)]
         logs: Option<String>,
+        /// With changes of the ring, drawn from the seed.
+        #[arg(long)]
+        rings: bool,
     },
     /// Runs the planted bugs and says which seed caught each. Needs a build with the feature
     /// `mutations`. Exits with 1 if one is not caught.
@@ -91,7 +97,12 @@ enum Command {
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seeds, start, jobs } => run_many(start, seeds, jobs),
+        Command::Run {
+            seeds,
+            start,
+            jobs,
+            rings,
+        } => run_many(start, seeds, jobs, rings),
         Command::Cores { seeds, start, jobs } => run_cores(start, seeds, jobs),
         Command::Speed { seeds } => run_speed(seeds),
         Command::Mutations { seeds, start } => run_mutations(start, seeds),
@@ -102,6 +113,7 @@ fn main() -> ExitCode {
             shrink,
             bug,
             logs,
+            rings,
         } => {
             if let Some(name) = bug
                 && let Err(error) = plant(&name)
@@ -123,7 +135,7 @@ fn main() -> ExitCode {
             };
             let settings = Settings {
                 detail,
-                ..Settings::default()
+                ..settings_with(rings)
             };
             let report = match shrink {
                 true => shrunk(seed, &settings),
@@ -160,12 +172,23 @@ fn shrunk(seed: u64, settings: &Settings) -> Report {
     shrunk.report
 }
 
-fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>) -> ExitCode {
+/// Everything is drawn from the seed; changes of the ring only if they are asked for.
+fn settings_with(rings: bool) -> Settings {
+    match rings {
+        true => Settings {
+            rings: None,
+            ..Settings::default()
+        },
+        false => Settings::default(),
+    }
+}
+
+fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>, rings: bool) -> ExitCode {
     let watch = Stopwatch::start();
     let mut failed = 0;
     let mut sim_s = 0.0;
     let mut coverage = Coverage::default();
-    let make = |seed| run(seed, &Settings::default());
+    let make = |seed| run(seed, &settings_with(rings));
     let jobs = jobs.unwrap_or_else(machine_cores);
     for_each_seed(start..start + seeds, jobs, make, |report| {
         coverage.add(&report);

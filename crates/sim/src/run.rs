@@ -126,7 +126,8 @@ impl Default for Settings {
             faults_ns: 12 * SECOND_NS,
             schedule: None,
             faults: None,
-            rings: None,
+            // Not yet drawn by default: see docs/simulation.md.
+            rings: Some(RingConfig::none()),
             is_birth_hard: true,
             keep: None,
             detail: Detail::Nothing,
