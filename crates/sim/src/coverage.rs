@@ -64,7 +64,7 @@ const FAULTS: [&str; 55] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 33] = [
+const STATES: [&str; 26] = [
     "leader elected",
     "epoch closed",
     "epoch learnt",
