@@ -73,8 +73,8 @@ A flag is stronger than MYDATASTORE_* in the environment, that than the file, th
     #[command(long_about = "\
 Give birth to a cluster: once, on one node, when all first nodes run.
 
-What is agreed here (N, R, W, partitions) holds for the cluster's life. Nodes find each other by their \
-seeds; the ring is formed of as many as --nodes says, or of those known now.")]
+The number of partitions holds for the cluster's life; N, R and W can be changed by `quorums`. Nodes find \
+each other by their seeds; the ring is formed of as many as --nodes says, or of those known now.")]
     Init(cluster::InitArgs),
     /// Run a whole cluster of real processes on this machine, and break it on purpose
     Lab(LabArgs),

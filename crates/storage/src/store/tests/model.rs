@@ -170,22 +170,34 @@ impl Life {
                         brief(&merge.1)
                     );
                 }
-                self.history.extend(changes);
-                self.acknowledged = self.history.len();
-                self.visible = after;
-                if self.bench.options.fsync == FsyncPolicy::Always {
-                    self.synced();
-                }
+                self.merged(changes, after);
             }
-            Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
+            Err(error) => self.failed_to_merge(&error, changes),
+        }
+    }
+
+    /// These changes were acknowledged, and are visible.
+    fn merged(&mut self, changes: Vec<Record>, after: Content) {
+        self.history.extend(changes);
+        self.acknowledged = self.history.len();
+        self.visible = after;
+        if self.bench.options.fsync == FsyncPolicy::Always {
+            self.synced();
+        }
+    }
+
+    /// None of these changes is visible. What else is known of them depends on the error.
+    fn failed_to_merge(&mut self, error: &StoreError, changes: Vec<Record>) {
+        match error {
+            StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_) => {}
             // A run file that cannot be read past a planned crash point refuses the batch.
-            Err(StoreError::Io { .. }) if self.bench.disk.is_stopped() => self.crash(),
-            Err(StoreError::Poisoned { .. }) => {
+            StoreError::Io { .. } if self.bench.disk.is_stopped() => self.crash(),
+            StoreError::Poisoned { .. } => {
                 // Nobody knows how much of it is in the log.
                 self.history.extend(changes);
                 self.crash();
             }
-            Err(error) => panic!("seed {}: {error}", self.seed),
+            error => panic!("seed {}: {error}", self.seed),
         }
     }
 
@@ -211,20 +223,9 @@ impl Life {
             Ok(outcomes) => {
                 assert_eq!(outcomes, expected, "seed {}", self.seed);
                 self.seen.rows_taken += changes.len() as u64;
-                self.history.extend(changes);
-                self.acknowledged = self.history.len();
-                self.visible = after;
-                if self.bench.options.fsync == FsyncPolicy::Always {
-                    self.synced();
-                }
+                self.merged(changes, after);
             }
-            Err(StoreError::Behind { .. } | StoreError::Full | StoreError::Engine(_)) => {}
-            Err(StoreError::Io { .. }) if self.bench.disk.is_stopped() => self.crash(),
-            Err(StoreError::Poisoned { .. }) => {
-                self.history.extend(changes);
-                self.crash();
-            }
-            Err(error) => panic!("seed {}: {error}", self.seed),
+            Err(error) => self.failed_to_merge(&error, changes),
         }
     }
 
