@@ -81,6 +81,8 @@ pub struct StoreBatch {
     pub hint_reads: Vec<NodeId>,
     /// Hints that their targets have acknowledged.
     pub hints_delivered: Vec<(NodeId, HintToken)>,
+    /// Targets whose hints are of no use to anybody any more.
+    pub hints_forgotten: Vec<NodeId>,
     /// The epoch, when it has changed.
     pub epoch: Option<Epoch>,
     /// What the versions of each epoch lie above, when it has changed.
@@ -101,6 +103,7 @@ impl StoreBatch {
             && self.hints.is_empty()
             && self.hint_reads.is_empty()
             && self.hints_delivered.is_empty()
+            && self.hints_forgotten.is_empty()
             && self.epoch.is_none()
             && self.floors.is_none()
             && self.orders.is_empty()
@@ -120,6 +123,7 @@ impl StoreBatch {
         self.hints.append(&mut later.hints);
         self.hint_reads.append(&mut later.hint_reads);
         self.hints_delivered.append(&mut later.hints_delivered);
+        self.hints_forgotten.append(&mut later.hints_forgotten);
         self.epoch = later.epoch.max(self.epoch);
         self.floors = later.floors.or(self.floors.take());
         self.orders.append(&mut later.orders);
@@ -523,12 +527,16 @@ impl StoreIo {
         let mut done = StoreDone::default();
         let touches_hints = !batch.hints.is_empty()
             || !batch.hint_reads.is_empty()
-            || !batch.hints_delivered.is_empty();
+            || !batch.hints_delivered.is_empty()
+            || !batch.hints_forgotten.is_empty();
         if touches_hints {
             done.hint_bytes_taken = batch.hints.iter().map(|(_, r)| r.encoded_len()).sum();
             self.keep_hints(batch.hints, batch.wall_ms, &mut done);
             for (target, token) in batch.hints_delivered {
                 self.hints.delivered(target, token);
+            }
+            for target in batch.hints_forgotten {
+                self.hints.forget(target);
             }
             for target in batch.hint_reads {
                 done.hint_batches

@@ -318,9 +318,16 @@ impl World {
 
     fn remove_clone(&mut self) {
         let spare = self.machines.spare();
-        if !self.machines[spare].is_bare() {
-            self.machines[spare].clear(&mut self.env);
+        if self.machines[spare].is_bare() {
+            return;
         }
+        // A copy of a directory in which there was nothing yet has become a node of its own.
+        if let Some(id) = self.machines[spare].id
+            && !self.machines.iter().any(|other| other.node != spare && other.id == Some(id))
+        {
+            self.env.lost.insert(id);
+        }
+        self.machines[spare].clear(&mut self.env);
     }
 
     /// From now on the disk may be to blame when the node stops.

@@ -303,7 +303,7 @@ impl World {
         let known = &view.transition.requests;
         let is_over = |wish: &Wish| known.iter().any(|(request, _)| *request == wish.request);
         self.administrator.wishes.retain(|wish| !is_over(wish));
-        if self.replace_lost(view) {
+        if self.replace_lost(view) || self.remove_lost(view) {
             return;
         }
         let Some(mut wish) = self.administrator.wishes.pop_front() else {
@@ -355,6 +355,20 @@ impl World {
             let forced = false;
             self.ask(request, RingRequest::Replace { dead, with, forced });
         }
+        true
+    }
+
+    /// Strikes out a lost node that is on no ring: while it is a member, every change waits for its word.
+    fn remove_lost(&mut self, view: &ClusterView) -> bool {
+        let is_lost_and_waits = |node: &&NodeId| {
+            self.env.lost.contains(node) && view.topology.member(**node).is_none()
+        };
+        let Some(&node) = view.members.keys().find(is_lost_and_waits) else {
+            return false;
+        };
+        let request = self.administrator.next_request();
+        let forced = false;
+        self.ask(request, RingRequest::Remove { node, forced });
         true
     }
 

@@ -13,7 +13,7 @@ use std::sync::Once;
 
 use bytes::Bytes;
 use mds_cluster::{MemberStage, Standing};
-use mds_types::{NodeId, Record};
+use mds_types::NodeId;
 
 use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
 use crate::checkers::ops_of;
@@ -23,8 +23,8 @@ use crate::faults::{
     Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
 };
 use crate::history::Ending;
-use crate::node::Process;
-use crate::oracle::{self, Violation};
+use crate::node::{Machine, Process};
+use crate::oracle::{self, Replicas, Violation};
 use crate::random::Random;
 use crate::rings::RingConfig;
 use crate::trace::Detail;
@@ -362,6 +362,7 @@ fn heal(world: &mut World) {
             .all(|process| process.view().raft.applied >= applied)
     });
     bounded(world, RING_NS_MAX, RING_ENDS, World::is_ring_at_rest);
+    say_what_the_ring_waits_for(world);
     world.clients.rest();
     bounded(world, PROGRESS_NS_MAX, "every request ends", |world| {
         world.clients.are_idle()
@@ -473,6 +474,18 @@ fn bounded(
     }
 }
 
+/// If the ring did not come to rest: how far it is, and whom it waits for.
+fn say_what_the_ring_waits_for(world: &mut World) {
+    let is_open = |violation: &Violation| violation.invariant == RING_ENDS;
+    if world.env.violations.iter().any(is_open)
+        && let Some(view) = world.newest_view()
+    {
+        let change = &view.transition;
+        let text = format!("the ring's state at the end: {change:?}");
+        world.env.line(|| text);
+    }
+}
+
 /// Machines that are there.
 fn there(world: &World) -> Vec<usize> {
     let machines = world.machines.iter().filter(|machine| !machine.is_bare());
@@ -557,7 +570,7 @@ fn census(world: &mut World) {
 }
 
 /// What each replica holds.
-fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
+fn replicas(world: &mut World) -> Option<Replicas> {
     let lost = world.lost_disks();
     let machines = world.machines.iter().enumerate();
     let read: Result<Vec<_>, String> = machines
@@ -568,7 +581,11 @@ fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
         })
         .collect();
     match read {
-        Ok(replicas) if replicas.len() == world.machines.len() => Some(replicas),
+        Ok(records) if records.len() == world.machines.len() => {
+            let ledger = |machine: &Machine| machine.process.as_ref().and_then(Process::ledger);
+            let ledgers = world.machines.iter().map(ledger).collect();
+            Some(Replicas { records, ledgers })
+        }
         Ok(_) => None,
         Err(error) => {
             world.env.violated("a sound store can be read", error);

@@ -98,6 +98,7 @@ impl Core {
 
     /// Asks the store for hints of every target that can be reached and has some.
     pub(super) fn tick_hints(&mut self, now: Now) {
+        self.forget_hints_of_nobody();
         let due: Vec<NodeId> = self
             .hinting
             .targets
@@ -110,6 +111,31 @@ impl Core {
             .collect();
         for node in due {
             self.read_hints(node);
+        }
+    }
+
+    /// Drops the hints of targets that are on no ring in force: a change was called off before they joined, or they
+    /// have left. Should one join later, it begins empty and copies everything.
+    fn forget_hints_of_nobody(&mut self) {
+        let rings = self.rings.rings();
+        let rings = [Some(&rings.current), rings.next.as_ref()];
+        let is_on_ring = |node: &NodeId| {
+            let mut rings = rings.iter().flatten();
+            rings.any(|ring| ring.topology.member(*node).is_some())
+        };
+        let is_known = rings[0].is_some_and(|ring| !ring.topology.members.is_empty());
+        if !is_known {
+            return;
+        }
+        let targets = self.hinting.targets.iter_mut();
+        let nobodys = targets
+            .filter(|(node, target)| target.pending > 0 && !target.in_flight && !is_on_ring(node));
+        for (node, target) in nobodys {
+            tracing::info!(target_node = %node, hints = target.pending,
+                "hints are dropped: their target is on no ring");
+            self.stats.hints_dropped += target.pending;
+            target.pending = 0;
+            self.batch.hints_forgotten.push(*node);
         }
     }
 

@@ -87,7 +87,7 @@ pub(crate) struct Machine {
     epoch_interval_ms: u64,
     peers: Vec<String>,
     /// Who the node on its directory is.
-    id: Option<NodeId>,
+    pub(crate) id: Option<NodeId>,
     /// How often its peer address has changed.
     moves: u32,
     /// It is the spare one, and no node's directory lies there.

@@ -94,6 +94,18 @@ impl CollectedStaysGone {
             .retain(|(at, key), _| *at != node || !is_of_it(key));
     }
 
+    /// By key, the greatest record that some replica has collected and shows nothing of since.
+    pub(super) fn greatest_anywhere(&self) -> BTreeMap<&Bytes, &Record> {
+        let mut greatest: BTreeMap<&Bytes, &Record> = BTreeMap::new();
+        for ((_, key), record) in &self.gone {
+            let known = greatest.entry(key).or_insert(record);
+            if record.version > known.version {
+                *known = record;
+            }
+        }
+        greatest
+    }
+
     /// What a replica would hold, had it collected nothing.
     pub(super) fn of(&self, node: usize) -> impl Iterator<Item = &Record> {
         let range = (node, Bytes::new())..(node + 1, Bytes::new());

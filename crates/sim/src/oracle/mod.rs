@@ -29,6 +29,7 @@ mod tests_support;
 mod versions_grow;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply, ClusterView};
@@ -48,11 +49,20 @@ use versions_grow::VersionsGrow;
 
 /// Where replicas differ, in words, with what was collected counted as if it were there.
 pub(crate) fn difference(
-    replicas: &[Vec<Record>],
+    replicas: &Replicas,
     watch: &Watch,
     holders: impl Fn(&Bytes) -> Vec<usize>,
 ) -> Option<String> {
     replicas_converge::difference(&watch.as_if_kept(replicas), holders)
+}
+
+/// What the replicas hold and have promised, by machine.
+#[derive(Default)]
+pub(crate) struct Replicas {
+    /// All records.
+    pub(crate) records: Vec<Vec<Record>>,
+    /// The ledger, if there is a store.
+    pub(crate) ledgers: Vec<Option<Arc<Ledger>>>,
 }
 
 /// Broken by a start that does not find what the replica had shown before.
@@ -129,13 +139,32 @@ impl Watch {
     }
 
     /// What the replicas would hold, had they collected nothing.
-    fn as_if_kept(&self, replicas: &[Vec<Record>]) -> Vec<Vec<Record>> {
+    ///
+    /// A replica that copied a partition has not met what its source had collected by then. That it holds nothing of
+    /// such a key says the same, if, and only if, its watermark covers the record.
+    fn as_if_kept(&self, replicas: &Replicas) -> Vec<Vec<Record>> {
         let kept = |(node, records): (usize, &Vec<Record>)| {
             let mut kept = records.clone();
             kept.extend(self.collected.of(node).cloned());
+            let ledger = replicas.ledgers.get(node).and_then(Option::as_ref);
+            if let Some(ledger) = ledger {
+                let known: BTreeSet<&Bytes> = kept.iter().map(|record| &record.key).collect();
+                let count = ledger.partitions().count() as u16;
+                let is_covered = |record: &&Record| {
+                    let partition = ledger.partition(partition_of(&record.key, count));
+                    partition.state == PartitionState::Held && record.epoch <= partition.settled
+                };
+                let elsewhere = self.collected.greatest_anywhere().into_values();
+                let unmet: Vec<Record> = elsewhere
+                    .filter(|record| !known.contains(&record.key))
+                    .filter(is_covered)
+                    .cloned()
+                    .collect();
+                kept.extend(unmet);
+            }
             kept
         };
-        replicas.iter().enumerate().map(kept).collect()
+        replicas.records.iter().enumerate().map(kept).collect()
     }
 
     /// The history, in which a read that found nothing says which collected version that stands for.
@@ -240,7 +269,7 @@ impl Watch {
 /// Looks at everything when the world has come to rest: all records of each replica, and the whole
 /// history. `lost` says how many of a key's replicas have lost their disks.
 pub(crate) fn examine(
-    replicas: &[Vec<Record>],
+    replicas: &Replicas,
     history: &History,
     watch: &Watch,
     config: &ClusterConfig,
