@@ -213,7 +213,9 @@ impl Machine {
         self.power = Power::On;
         self.life += 1;
         let process = self.boot(env)?;
-        self.id = Some(process.node_id());
+        let id = process.node_id();
+        // The copy in the directory's place was taken before there was anything in it.
+        env.lost.extend(self.id.replace(id).filter(|before| *before != id));
         env.line(|| format!("node {} starts for the {}. time", self.node + 1, self.life));
         let process = self.process.insert(process);
         process.first_turn(env);

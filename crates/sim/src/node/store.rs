@@ -274,7 +274,9 @@ impl Process {
             {
                 env.reached.count("partition streamed");
             }
-            if was.state == PartitionState::Held && entry.state != PartitionState::Held {
+            let is_gone =
+                |state: &PartitionState| matches!(state, PartitionState::Wiping | PartitionState::Absent);
+            if !is_gone(&was.state) && is_gone(&entry.state) {
                 let partitions = lane.partitions;
                 env.watch
                     .partition_wiped(self.node, |key| partition_of(key, partitions) == partition);
