@@ -323,7 +323,10 @@ impl World {
         }
         // A copy of a directory in which there was nothing yet has become a node of its own.
         if let Some(id) = self.machines[spare].id
-            && !self.machines.iter().any(|other| other.node != spare && other.id == Some(id))
+            && !self
+                .machines
+                .iter()
+                .any(|other| other.node != spare && other.id == Some(id))
         {
             self.env.lost.insert(id);
         }

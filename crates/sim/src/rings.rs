@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use mds_cluster::view::{MemberStage, TransitionView};
+use mds_cluster::view::MemberStage;
 use mds_cluster::{AdminRequest, ClusterView, RequestFate, RingRequest, Standing};
 use mds_types::{NodeId, RequestId, RingStage};
 
@@ -208,7 +208,6 @@ impl World {
         let Some(newest) = self.newest_view() else {
             return false;
         };
-        let mut members = newest.topology.members.iter();
         if !self.administrator.is_at_work {
             return true;
         }
@@ -222,7 +221,13 @@ impl World {
         };
         newest.transition.stage == RingStage::Stable
             && newest.transition.blocked_by.is_empty()
-            && members.all(|member| !self.env.lost.contains(&member.node))
+            && !newest
+                .members
+                .keys()
+                .any(|node| self.env.lost.contains(node))
+            && self
+                .processes()
+                .all(|process| process.requests_waiting() == 0)
             && self.processes().all(knows)
     }
 
@@ -236,7 +241,7 @@ impl World {
         self.receive_members(&view);
         self.switch_off_who_left(&view);
         match view.transition.request {
-            Some(request) => self.see_to_change(request, &view.transition),
+            Some(request) => self.see_to_change(request, &view),
             None => self.begin_changes(&view),
         }
     }
@@ -277,7 +282,8 @@ impl World {
     }
 
     /// A change is under way: it is called off if that is wanted, and whoever is gone is not waited for.
-    fn see_to_change(&mut self, request: RequestId, change: &TransitionView) {
+    fn see_to_change(&mut self, request: RequestId, view: &ClusterView) {
+        let change = &view.transition;
         let administrator = &mut self.administrator;
         administrator.wishes.retain(|wish| wish.request != request);
         let wants_abort = administrator
@@ -288,10 +294,10 @@ impl World {
             administrator.wishes.pop_front();
             self.ask(request, RingRequest::Abort);
         }
-        let lost = &self.env.lost;
-        let in_the_way = change.blocked_by.iter().map(|blocker| blocker.node);
+        // Others may wait for its word without being able to say so: they cannot verify without it.
+        let in_the_way = view.members.keys().copied();
         let gone = in_the_way
-            .filter(|node| lost.contains(node) && !change.excluded.contains(node))
+            .filter(|node| self.env.lost.contains(node) && !change.excluded.contains(node))
             .min();
         if let Some(node) = gone {
             let forced = false;
@@ -360,9 +366,8 @@ impl World {
 
     /// Strikes out a lost node that is on no ring: while it is a member, every change waits for its word.
     fn remove_lost(&mut self, view: &ClusterView) -> bool {
-        let is_lost_and_waits = |node: &&NodeId| {
-            self.env.lost.contains(node) && view.topology.member(**node).is_none()
-        };
+        let is_lost_and_waits =
+            |node: &&NodeId| self.env.lost.contains(node) && view.topology.member(**node).is_none();
         let Some(&node) = view.members.keys().find(is_lost_and_waits) else {
             return false;
         };

@@ -57,6 +57,8 @@ pub(super) struct Situation<'a> {
     pub(super) mode: RingMode,
     /// Members that have been dead for as long as the mode says.
     pub(super) long_dead: &'a BTreeSet<NodeId>,
+    /// Members that nobody has heard of for a while.
+    pub(super) unheard: &'a BTreeSet<NodeId>,
     /// No further joiner has come for a while.
     pub(super) joiners_settled: bool,
     /// Whether to look after the ring this time: judging a change may take a while.
@@ -134,7 +136,11 @@ fn departed(situation: &Situation<'_>) -> Option<Duty> {
     if !former.is_empty() {
         return Some(Duty::DropLearners(former));
     }
-    let gone = |node: &NodeId| situation.peers.get(node).is_some_and(|peer| !peer.alive);
+    // A leader that was started after they had gone never hears that they are dead.
+    let gone = |node: &NodeId| {
+        situation.unheard.contains(node)
+            || situation.peers.get(node).is_some_and(|peer| !peer.alive)
+    };
     let mut members = state.members.iter();
     let left = members.find(|(node, member)| {
         let stage = member.stage;
@@ -152,11 +158,11 @@ fn change_of_ring(situation: &Situation<'_>) -> Option<Duty> {
     }
     let may = |command: &Command| state.clone().apply(command) == Response::Done;
     if let Some(open) = &state.transition {
-        let blockers = state.blocked_by();
-        let dead = blockers
-            .iter()
-            .map(|blocker| blocker.node)
-            .find(|node| situation.long_dead.contains(node))?;
+        // Every member's word is needed before the end. And who has said that it is ready and died since is
+        // still needed by the others, who cannot verify without it: it blocks without being named.
+        let is_needed =
+            |node: &&NodeId| state.members.contains_key(*node) && !open.excluded.contains(*node);
+        let dead = *situation.long_dead.iter().find(is_needed)?;
         // A joiner that died before it holds anything is better left out than waited for later.
         if open.stage.may_abort() && open.change.join.contains(&dead) {
             return Some(Duty::Abort(open.request));

@@ -131,6 +131,7 @@ impl Control {
             self.gossip.peers(),
             self.config.ring_mode,
         );
+        let unheard = self.watch.unheard(self.now_ns);
         let request = RequestId(self.rng.next_u128());
         let duty = duties::next(&Situation {
             me: self.me,
@@ -145,6 +146,7 @@ impl Control {
             floor: self.clocks.floor(self.now_ns),
             mode: self.config.ring_mode,
             long_dead: &long_dead,
+            unheard: &unheard,
             looks_after_ring: self.watch.is_due(self.now_ns),
             joiners_settled: self.watch.joiners_settled(self.now_ns),
             request,

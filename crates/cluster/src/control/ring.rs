@@ -21,6 +21,9 @@ use crate::state::{ClusterState, Command, Response, RingChange};
 use crate::view::{MemberStage, TransitionView};
 use crate::wire::{Body, Proposed, RingOutcome};
 
+/// Who has left the ring, and has not been heard of for so long since this node leads, is gone, nanoseconds.
+const UNHEARD_NS: u64 = 5_000_000_000;
+
 /// A request without an answer, or one that has to wait, is tried again this often, nanoseconds.
 const ASK_EVERY_NS: u64 = 500_000_000;
 
@@ -259,6 +262,11 @@ impl Control {
         self.admin.push((waiting.id, answer));
     }
 
+    /// Administrators' requests that wait for their answer here.
+    pub fn requests_waiting(&self) -> usize {
+        self.asks.len()
+    }
+
     /// Answers those whose time is up, or all when this node has stopped.
     pub(super) fn give_up_asks(&mut self) {
         let stopped = match (&self.fatal, &self.stopped) {
@@ -341,9 +349,17 @@ impl RingWatch {
         else {
             return BTreeSet::new();
         };
-        let after_ns = after_ms.saturating_mul(1_000_000);
+        self.dead_for(now_ns, after_ms.saturating_mul(1_000_000))
+    }
+
+    /// Members that gossip has not shown alive for [`UNHEARD_NS`]: dead, or not known to it at all.
+    pub(super) fn unheard(&self, now_ns: u64) -> BTreeSet<NodeId> {
+        self.dead_for(now_ns, UNHEARD_NS)
+    }
+
+    fn dead_for(&self, now_ns: u64, for_ns: u64) -> BTreeSet<NodeId> {
         let dead = self.dead_since_ns.iter();
-        dead.filter(|(_, since_ns)| now_ns.saturating_sub(**since_ns) >= after_ns)
+        dead.filter(|(_, since_ns)| now_ns.saturating_sub(**since_ns) >= for_ns)
             .map(|(node, _)| *node)
             .collect()
     }

@@ -63,6 +63,11 @@ impl ControlLane {
 }
 
 impl Process {
+    /// Administrators' requests that wait for an answer here.
+    pub(crate) fn requests_waiting(&self) -> usize {
+        self.control.control.requests_waiting()
+    }
+
     /// What the control part last said of the cluster.
     pub(crate) fn view(&self) -> &Arc<ClusterView> {
         &self.control.shown

@@ -212,10 +212,17 @@ impl Machine {
     pub(crate) fn start(&mut self, env: &mut Env) -> Result<(), String> {
         self.power = Power::On;
         self.life += 1;
-        let process = self.boot(env)?;
+        let mut process = self.boot(env)?;
         let id = process.node_id();
-        // The copy in the directory's place was taken before there was anything in it.
-        env.lost.extend(self.id.replace(id).filter(|before| *before != id));
+        if let Some(before) = self.id.replace(id)
+            && before != id
+        {
+            // The copy in the directory's place was taken before there was anything in it.
+            env.lost.insert(before);
+            env.watch.node_wiped(self.node);
+            self.origin = Origin::Empty;
+            process.origin = Origin::Empty;
+        }
         env.line(|| format!("node {} starts for the {}. time", self.node + 1, self.life));
         let process = self.process.insert(process);
         process.first_turn(env);

@@ -274,9 +274,11 @@ impl Process {
             {
                 env.reached.count("partition streamed");
             }
-            let is_gone =
-                |state: &PartitionState| matches!(state, PartitionState::Wiping | PartitionState::Absent);
-            if !is_gone(&was.state) && is_gone(&entry.state) {
+            let is_gone = |state: &PartitionState| {
+                matches!(state, PartitionState::Wiping | PartitionState::Absent)
+            };
+            // While it is being wiped, what is left can be seen still.
+            if was.state != entry.state && is_gone(&entry.state) {
                 let partitions = lane.partitions;
                 env.watch
                     .partition_wiped(self.node, |key| partition_of(key, partitions) == partition);

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use mds_types::{ClusterConfig, ClusterId, IncarnationId, MemberInfo};
+use mds_types::{ClusterConfig, ClusterId, IncarnationId, MemberInfo, RingStage};
 
 use super::*;
 use crate::gossip::Id;
-use crate::state::{Command, Response};
+use crate::state::{Command, Response, RingChange};
 
 const OURS: ClusterId = ClusterId(7);
 
@@ -17,6 +17,7 @@ struct World {
     epoch_due: bool,
     mode: RingMode,
     long_dead: BTreeSet<NodeId>,
+    unheard: BTreeSet<NodeId>,
 }
 
 fn nodes(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
@@ -26,7 +27,10 @@ fn nodes(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
 fn new_member(node: u64) -> NewMember {
     NewMember {
         incarnation: IncarnationId(u128::from(node)),
-        info: MemberInfo::default(),
+        info: MemberInfo {
+            weight: 100,
+            ..MemberInfo::default()
+        },
     }
 }
 
@@ -49,6 +53,7 @@ fn world(members: u64, voters: u64) -> World {
         epoch_due: false,
         mode: RingMode::Operator,
         long_dead: BTreeSet::new(),
+        unheard: BTreeSet::new(),
     }
 }
 
@@ -58,7 +63,7 @@ fn peer(node: u64, cluster: ClusterId, alive: bool) -> Peer {
         boot: 1,
         generation: 0,
         cluster,
-        info: Arc::default(),
+        info: Arc::new(new_member(node).info),
     };
     Peer { id, alive }
 }
@@ -77,6 +82,7 @@ fn decide(world: &World, auto_add_members: bool) -> Option<Duty> {
         floor: Hlc(77),
         mode: world.mode,
         long_dead: &world.long_dead,
+        unheard: &world.unheard,
         looks_after_ring: true,
         joiners_settled: true,
         request: RequestId(5),
@@ -151,4 +157,116 @@ fn the_epoch_waits_for_nobody_but_birth() {
     );
     world.state = ClusterState::default();
     assert_eq!(decide(&world, true), None);
+}
+
+/// Carries out what the state machine is told.
+fn apply(world: &mut World, command: &Command) {
+    assert_eq!(world.state.apply(command), Response::Done, "{command}");
+}
+
+fn acknowledge(world: &mut World, except: u64) {
+    let version = world.state.topology.version;
+    for member in world.state.members.clone().into_keys() {
+        if member != NodeId(except) {
+            apply(world, &Command::Ack { member, version });
+        }
+    }
+}
+
+fn begin(world: &mut World, change: RingChange) {
+    acknowledge(world, 0);
+    let request = RequestId(9);
+    apply(world, &Command::BeginTransition { request, change });
+}
+
+fn step(world: &mut World) {
+    acknowledge(world, 0);
+    let (from, floor) = (world.state.topology.version, Hlc(77));
+    apply(world, &Command::StepTransition { from, floor });
+}
+
+#[test]
+fn who_has_left_goes_also_if_this_leader_never_heard_of_it() {
+    let mut world = world(4, 3);
+    world.learners.clear();
+    let leave = nodes([4]);
+    let change = RingChange {
+        leave,
+        ..RingChange::default()
+    };
+    begin(&mut world, change);
+    while world.state.transition.is_some() {
+        step(&mut world);
+        let (open, version) = (world.state.transition.clone(), world.state.topology.version);
+        if open.is_some_and(|open| open.stage == RingStage::Stream) {
+            for member in (1..=3).map(NodeId) {
+                apply(&mut world, &Command::Ready { member, version });
+            }
+            let (to, floor) = (Epoch(world.state.epoch.0 + 1), Hlc(78));
+            apply(&mut world, &Command::AdvanceEpochWithFloor { to, floor });
+        }
+    }
+    world.learners = nodes([4]);
+    world.peers.remove(&NodeId(4));
+    let removes = |world: &World| decide(world, false) == Some(Duty::RemoveMember(NodeId(4)));
+    assert!(!removes(&world), "it may be about to say hello");
+    world.unheard = nodes([4]);
+    assert!(removes(&world));
+}
+
+#[test]
+fn who_was_ready_and_died_blocks_without_being_named() {
+    let mut world = world(3, 3);
+    world.mode = RingMode::Auto {
+        remove_after_ms: Some(1),
+    };
+    let member = new_member(4);
+    apply(
+        &mut world,
+        &Command::AddMember {
+            member: member.clone(),
+        },
+    );
+    let (boot, nonce, earlier) = (1, 5, Vec::new());
+    apply(
+        &mut world,
+        &Command::Announce {
+            member,
+            boot,
+            nonce,
+            earlier,
+        },
+    );
+    world.learners = nodes([4]);
+    let join = nodes([4]);
+    begin(
+        &mut world,
+        RingChange {
+            join,
+            ..RingChange::default()
+        },
+    );
+    step(&mut world);
+    step(&mut world);
+    acknowledge(&mut world, 0);
+    let version = world.state.topology.version;
+    apply(
+        &mut world,
+        &Command::Ready {
+            member: NodeId(4),
+            version,
+        },
+    );
+    let (to, floor) = (Epoch(world.state.epoch.0 + 1), Hlc(78));
+    apply(&mut world, &Command::AdvanceEpochWithFloor { to, floor });
+    assert!(
+        world
+            .state
+            .blocked_by()
+            .iter()
+            .all(|blocker| blocker.node != NodeId(4))
+    );
+    assert_eq!(decide(&world, false), None, "the others verify");
+    world.long_dead = nodes([4]);
+    assert_eq!(decide(&world, false), Some(Duty::Abort(RequestId(9))));
 }
