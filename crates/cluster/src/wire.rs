@@ -67,6 +67,8 @@ pub(crate) enum Body {
     Asked { id: u64, outcome: RingOutcome },
     /// The directory that you run on was removed from the cluster.
     Removed { incarnation: IncarnationId },
+    /// Is this start of mine over, as far as you know? Whoever says anything to a start says which one it knows of.
+    WhichStart,
 }
 
 /// What an administrator's request came to at the node that was asked.

@@ -167,7 +167,9 @@ impl Control {
 
     /// Has this start agreed on, until it is; or asks again whether it still is, when in doubt.
     pub(super) fn announce(&mut self) {
-        let Some(parts) = &self.raft else { return };
+        let Some(parts) = &self.raft else {
+            return self.ask_which_start();
+        };
         // A copied directory betrays itself by what its log lacks: that comes to light before its
         // start number takes the place of the original's.
         let log_is_right = self.log_confirmed.load(Ordering::Relaxed) || self.is_leader();
@@ -177,6 +179,9 @@ impl Control {
             }
             _ => Some(self.doubt),
         };
+        if waits != Some(true) && self.standing() == Standing::Joining {
+            return self.ask_which_start();
+        }
         if waits != Some(true) || self.now_ns < self.next_announce_ns {
             return;
         }
@@ -221,6 +226,25 @@ impl Control {
         };
         if let Some(asked) = asked {
             self.outbox.send(asked, Body::Propose { id, command });
+        }
+    }
+
+    /// A copy that was taken before its node knew anything, of its cluster even: neither invitations nor Raft's
+    /// messages come to it, for they go to the start that gossip believes. Rather than wait for ever it asks;
+    /// any member can tell it.
+    fn ask_which_start(&mut self) {
+        if !self.doubt || self.now_ns < self.next_announce_ns {
+            return;
+        }
+        self.next_announce_ns = self.now_ns + ANNOUNCE_EVERY_NS;
+        let peers = self.gossip.peers().iter();
+        let alive: Vec<NodeId> = peers
+            .filter(|(node, peer)| peer.alive && **node != self.me)
+            .map(|(node, _)| *node)
+            .collect();
+        self.announcements += 1;
+        if let Some(asked) = alive.get(self.announcements as usize % alive.len().max(1)) {
+            self.outbox.send(*asked, Body::WhichStart);
         }
     }
 

@@ -58,6 +58,18 @@ impl Control {
             // These two are how nodes find out that they are of different clusters.
             Body::Invite { plan } => self.on_invite(from, envelope.reply_addr, cluster, plan),
             Body::Invited { cluster } => self.on_invited(from, cluster),
+            // Whoever is of no cluster and hears from one that it was a member is a copy from before that.
+            Body::SupersededStart
+                if self.cluster().is_none() && !self.remembers_start(envelope.to_nonce) =>
+            {
+                self.refuse(start_number_used(self.boot));
+            }
+            Body::WhichStart
+                if self.is_superseded(from, envelope.from_boot, envelope.from_nonce) =>
+            {
+                self.outbox
+                    .send_to_start(from, envelope.reply_addr, Body::SupersededStart);
+            }
             _ if cluster != self.cluster() || cluster.is_none() => {
                 self.counters.foreign_messages += 1;
                 tracing::debug!(%from, %cluster, "dropped a message of another cluster");
@@ -114,6 +126,8 @@ impl Control {
                 self.outbox
                     .send_to_start(from, envelope.reply_addr, Body::SupersededStart);
             }
+            // It is not over: what its sender waits for will come.
+            Body::WhichStart => {}
             Body::Ask { id, request, ask } => {
                 self.answer_ask(from, envelope.reply_addr, id, request, ask);
             }

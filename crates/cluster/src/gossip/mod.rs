@@ -351,8 +351,11 @@ impl Gossip {
     /// normal after a restart, of a later one it is not.
     fn look_for_double(&mut self, id: &Id) {
         let me = self.foca.identity();
+        // Known as a node of a cluster, of which this start knows nothing.
+        let knows_less = me.cluster.is_none() && !id.cluster.is_none();
+        let is_elsewhere = id.info.peer_addr != me.info.peer_addr;
         if id.node() == me.node()
-            && (id.boot > me.boot || (id.boot == me.boot && id.info.peer_addr != me.info.peer_addr))
+            && (id.boot > me.boot || (id.boot == me.boot && (is_elsewhere || knows_less)))
         {
             self.double = true;
             self.rival_boot = self.rival_boot.max(id.boot);
