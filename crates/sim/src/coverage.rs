@@ -64,7 +64,7 @@ const FAULTS: [&str; 55] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 26] = [
+const STATES: [&str; 34] = [
     "leader elected",
     "epoch closed",
     "epoch learnt",
@@ -91,6 +91,14 @@ const STATES: [&str; 26] = [
     "history linearizable",
     "history not linearizable",
     "key written no more",
+    "ring changed",
+    "stage passed",
+    "node joined",
+    "node left",
+    "node replaced",
+    "n changed",
+    "partition streamed",
+    "change aborted",
 ];
 
 /// Batches of fewer seeds are not asked for all of it.

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use mds_sim::batch::{Stopwatch, cores as machine_cores, for_each_seed};
 use mds_sim::coverage::SEEDS_MIN;
 use mds_sim::faults::{Counts, SECOND_NS};
+use mds_sim::rings::RingConfig;
 use mds_sim::{Coverage, Detail, Report, Settings, cores, run, shrink};
 use tracing_subscriber::EnvFilter;
 
@@ -31,9 +32,9 @@ enum Command {
         /// Seeds at a time. Default: as many as the machine has cores.
         #[arg(long)]
         jobs: Option<NonZeroUsize>,
-        /// With changes of the ring, drawn from the seed.
+        /// Without changes of the ring.
         #[arg(long)]
-        rings: bool,
+        steady: bool,
     },
     /// Runs many seeds of three cores alone: what coordinators and replicas say to each other, without
     /// Raft, gossip and disks. Exits with 1 if one fails.
@@ -74,9 +75,9 @@ enum Command {
         /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
         #[arg(long)]
         logs: Option<String>,
-        /// With changes of the ring, drawn from the seed.
+        /// Without changes of the ring.
         #[arg(long)]
-        rings: bool,
+        steady: bool,
     },
     /// Runs the planted bugs and says which seed caught each. Needs a build with the feature
     /// `mutations`. Exits with 1 if one is not caught.
@@ -101,8 +102,8 @@ fn main() -> ExitCode {
             seeds,
             start,
             jobs,
-            rings,
-        } => run_many(start, seeds, jobs, rings),
+            steady,
+        } => run_many(start, seeds, jobs, steady),
         Command::Cores { seeds, start, jobs } => run_cores(start, seeds, jobs),
         Command::Speed { seeds } => run_speed(seeds),
         Command::Mutations { seeds, start } => run_mutations(start, seeds),
@@ -113,7 +114,7 @@ fn main() -> ExitCode {
             shrink,
             bug,
             logs,
-            rings,
+            steady,
         } => {
             if let Some(name) = bug
                 && let Err(error) = plant(&name)
@@ -135,7 +136,7 @@ fn main() -> ExitCode {
             };
             let settings = Settings {
                 detail,
-                ..settings_with(rings)
+                ..settings(steady)
             };
             let report = match shrink {
                 true => shrunk(seed, &settings),
@@ -172,23 +173,20 @@ fn shrunk(seed: u64, settings: &Settings) -> Report {
     shrunk.report
 }
 
-/// Everything is drawn from the seed; changes of the ring only if they are asked for.
-fn settings_with(rings: bool) -> Settings {
-    match rings {
-        true => Settings {
-            rings: None,
-            ..Settings::default()
-        },
-        false => Settings::default(),
+/// Everything is drawn from the seed; changes of the ring can be left out.
+fn settings(is_steady: bool) -> Settings {
+    Settings {
+        rings: is_steady.then(RingConfig::none),
+        ..Settings::default()
     }
 }
 
-fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>, rings: bool) -> ExitCode {
+fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>, is_steady: bool) -> ExitCode {
     let watch = Stopwatch::start();
     let mut failed = 0;
     let mut sim_s = 0.0;
     let mut coverage = Coverage::default();
-    let make = |seed| run(seed, &settings_with(rings));
+    let make = |seed| run(seed, &settings(is_steady));
     let jobs = jobs.unwrap_or_else(machine_cores);
     for_each_seed(start..start + seeds, jobs, make, |report| {
         coverage.add(&report);
@@ -270,6 +268,7 @@ fn run_speed(seeds: u64) -> ExitCode {
         let settings = Settings {
             nodes: Some(5),
             faults_ns: 60 * SECOND_NS,
+            rings: Some(RingConfig::none()),
             ..drawn
         };
         let watch = Stopwatch::start();

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mds_cluster::view::MemberStage;
-use mds_cluster::{AdminRequest, ClusterView, RequestFate, RingRequest, Standing};
+use mds_cluster::{AdminRequest, ClusterView, Quorums, RequestFate, RingRequest, Standing};
 use mds_types::{NodeId, RequestId, RingStage};
 
 use crate::event::Event;
@@ -25,6 +25,26 @@ const LOOK_EVERY_NS: u64 = 400 * MILLISECOND_NS;
 
 /// A wish that came to nothing in so many looks is given up: it may have been refused, and rightly.
 const LOOKS_MAX: u32 = 30;
+
+/// Of the acts that are no joins, so many are changes of N, R and W: one of so many.
+const QUORUMS_ONE_IN: u64 = 6;
+
+/// N, R and W, as they may become.
+const QUORUMS: [Quorums; 5] = [
+    quorums(3, 3, 1),
+    quorums(3, 2, 2),
+    quorums(4, 3, 2),
+    quorums(4, 2, 3),
+    quorums(5, 3, 3),
+];
+
+const fn quorums(replicas: u8, read: u8, write: u8) -> Quorums {
+    Quorums {
+        replicas,
+        read,
+        write,
+    }
+}
 
 /// Runs in which the ring never changes: one of so many.
 const STEADY_ONE_IN: u64 = 3;
@@ -84,6 +104,9 @@ impl RingConfig {
                         node: founders + late - 1,
                     }
                 }
+                _ if random.below(QUORUMS_ONE_IN) == 0 => RingAct::Quorums {
+                    choice: random.index(QUORUMS.len()),
+                },
                 3 => RingAct::Reweigh {
                     node: random.index(founders),
                     weight: random.between(30, 300) as u32,
@@ -121,6 +144,11 @@ pub enum RingAct {
         node: usize,
         /// 100 is what all have at first.
         weight: u32,
+    },
+    /// N, R and W become others. N only grows, and only as far as there are members for it.
+    Quorums {
+        /// Which of [`QUORUMS`].
+        choice: usize,
     },
     /// The change under way is called off, if it still may be.
     Abort,
@@ -393,7 +421,8 @@ impl World {
             }
             RingAct::Leave { node } => {
                 let leaver = id(node).filter(|id| view.topology.member(*id).is_some())?;
-                let is_spare = view.topology.members.len() > usize::from(self.config.replicas);
+                let replicas = view.config.as_ref()?.replicas;
+                let is_spare = view.topology.members.len() > usize::from(replicas);
                 self.env.welcome.insert(leaver);
                 let nodes = BTreeSet::from([leaver]);
                 is_spare.then_some(RingRequest::Leave { nodes })
@@ -402,6 +431,12 @@ impl World {
                 let node = id(node).filter(|id| view.topology.member(*id).is_some())?;
                 let weights = [(node, weight)].into_iter().collect();
                 Some(RingRequest::Reweigh { weights })
+            }
+            RingAct::Quorums { choice } => {
+                let replicas = view.config.as_ref()?.replicas;
+                let is_possible = QUORUMS[choice].replicas >= replicas
+                    && view.topology.members.len() >= usize::from(QUORUMS[choice].replicas);
+                is_possible.then_some(RingRequest::ChangeQuorums(QUORUMS[choice]))
             }
             RingAct::Abort => None,
         }

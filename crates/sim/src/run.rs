@@ -13,7 +13,7 @@ use std::sync::Once;
 
 use bytes::Bytes;
 use mds_cluster::{MemberStage, Standing};
-use mds_types::NodeId;
+use mds_types::{ClusterConfig, NodeId};
 
 use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
 use crate::checkers::ops_of;
@@ -126,8 +126,7 @@ impl Default for Settings {
             faults_ns: 12 * SECOND_NS,
             schedule: None,
             faults: None,
-            // Not yet drawn by default: see docs/simulation.md.
-            rings: Some(RingConfig::none()),
+            rings: None,
             is_birth_hard: true,
             keep: None,
             detail: Detail::Nothing,
@@ -389,8 +388,9 @@ fn heal(world: &mut World) {
     if world.env.violations.is_empty()
         && let Some(replicas) = replicas(world)
     {
-        let (history, watch, config) = (&world.clients.history, &world.env.watch, &world.config);
-        let lost = |key: &Bytes| usize::from(config.replicas) - holders(world, key).len();
+        let (history, watch) = (&world.clients.history, &world.env.watch);
+        let config = &config_of_oracle(world);
+        let lost = |key: &Bytes| placed(world, key).len() - holders(world, key).len();
         let broken = oracle::examine(&replicas, history, watch, config, lost);
         for (invariant, detail) in broken {
             world.env.violated(invariant, detail);
@@ -412,7 +412,10 @@ fn judge_registers(world: &mut World) {
         .map(|operation| &operation.key)
         .collect();
     ops.retain(|op| !expiring.contains(&op.key));
-    let must_be = world.clients.workload() == Workload::OneWriterPerKey;
+    // Quorums that do not meet, since N has grown, make no registers.
+    let (r, w) = (world.config.read_quorum, world.config.write_quorum);
+    let must_be = world.clients.workload() == Workload::OneWriterPerKey
+        && r + w > config_of_oracle(world).replicas;
     let effort = match must_be {
         true => EFFORT_DEFAULT,
         false => COUNTING_EFFORT,
@@ -438,15 +441,24 @@ fn judge_registers(world: &mut World) {
     }
 }
 
-/// Machines that hold a key and have not lost their disk.
-fn holders(world: &World, key: &Bytes) -> Vec<usize> {
+/// By which promises are judged: N may have grown in the run, and then R + W has to be more than the greatest N for
+/// a read to meet an earlier write.
+fn config_of_oracle(world: &World) -> ClusterConfig {
+    let newest = world.newest_view().and_then(|view| view.config.clone());
+    newest.unwrap_or_else(|| world.config.clone())
+}
+
+/// The members that a key is placed on.
+fn placed(world: &World, key: &Bytes) -> Vec<NodeId> {
     let newest = world
         .processes()
         .max_by_key(|process| process.view().raft.applied);
-    let Some(process) = newest else {
-        return Vec::new();
-    };
-    let nodes = process.holders(key);
+    newest.map_or_else(Vec::new, |process| process.holders(key))
+}
+
+/// Machines that hold a key and have not lost their disk.
+fn holders(world: &World, key: &Bytes) -> Vec<usize> {
+    let nodes = placed(world, key);
     let machines = world.machines.iter().enumerate();
     machines
         .filter(|(_, machine)| {

@@ -1,6 +1,7 @@
 //! Schedules written by hand: a story that is known beforehand, and whether it goes as told.
 
 use mds_sim::faults::{Action, FaultConfig, SECOND_NS, Schedule, Traffic};
+use mds_sim::rings::RingConfig;
 use mds_sim::{Detail, Report, Settings, run};
 
 /// Three nodes, a good network and good disks, and only these large faults.
@@ -9,6 +10,7 @@ fn tell(schedule: Schedule) -> Report {
         nodes: Some(3),
         schedule: Some(schedule),
         faults: Some(FaultConfig::none()),
+        rings: Some(RingConfig::none()),
         is_birth_hard: false,
         detail: Detail::Whole,
         ..Settings::default()

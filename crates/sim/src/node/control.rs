@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, RequestFate, Standing};
 use mds_node::core::RingReport;
-use mds_types::NodeId;
+use mds_types::{NodeId, TopologyVersion};
 
 use super::{Origin, Process};
 use crate::env::Env;
@@ -252,7 +252,10 @@ impl Process {
 /// Counts what becomes of the ring, when a node is the first to show it.
 fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
     let before = env.newest_ring.replace(view.clone());
-    let Some(before) = before else { return };
+    // Founders do not join: they were there.
+    let Some(before) = before.filter(|before| before.topology.version > TopologyVersion(0)) else {
+        return;
+    };
     if before.topology.version >= view.topology.version {
         env.newest_ring = Some(before);
         return;
@@ -265,6 +268,10 @@ fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
         )
     });
     env.reached.count("stage passed");
+    let replicas = |view: &ClusterView| view.config.as_ref().map(|config| config.replicas);
+    if replicas(&before) != replicas(view) {
+        env.reached.count("n changed");
+    }
     let is_on = |view: &ClusterView, node| view.topology.member(node).is_some();
     for member in &view.topology.members {
         if !is_on(&before, member.node) {

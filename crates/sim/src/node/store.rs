@@ -258,6 +258,10 @@ impl Process {
         }
         env.reached
             .add("partition found wrong", done.wrong.len() as u64);
+        for partition in &done.wrong {
+            let (node, entry) = (self.node + 1, lane.seen.partition(*partition).clone());
+            env.line(|| format!("node {node} finds its partition {partition} wrong: {entry:?}"));
+        }
         let Some(ledger) = &done.ledger else { return };
         let before = std::mem::replace(&mut lane.seen, ledger.clone());
         if ledger.closed > before.closed {

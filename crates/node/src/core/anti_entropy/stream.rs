@@ -11,6 +11,10 @@
 //! **It gives way.** At most [`STREAMS_MAX`] at a time, each with one page in flight, and all together no faster than
 //! [`STREAM_BYTES_PER_S`].
 //!
+//! A source may still settle an epoch in the moment in which a change begins, after it was asked. Then what its rows
+//! said of that epoch is gone, the copy's root of it can be nobody's, and the copy is found wrong, wiped, and made once
+//! more with the higher watermark. It costs a second copy and nothing else.
+//!
 //! What is written while the stream passes does not depend on it: writes reach this node by themselves, and what
 //! of closed epochs is missing is brought by verification.
 
