@@ -29,10 +29,11 @@ const LOOKS_MAX: u32 = 30;
 /// Of the acts that are no joins, so many are changes of N, R and W: one of so many.
 const QUORUMS_ONE_IN: u64 = 6;
 
-/// N, R and W, as they may become.
+/// N, R and W, as they may become. Never one: a node that is lost could not be taken out without force then, for
+/// what W = 1 has acknowledged may have been nowhere else.
 const QUORUMS: [Quorums; 5] = [
-    quorums(3, 3, 1),
-    quorums(3, 2, 2),
+    quorums(3, 3, 2),
+    quorums(3, 2, 3),
     quorums(4, 3, 2),
     quorums(4, 2, 3),
     quorums(5, 3, 3),
