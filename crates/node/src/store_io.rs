@@ -26,8 +26,8 @@ use mds_storage::IndexRow;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
 use mds_storage::store::{
-    Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store, StoreError,
-    StoreReader, WipeProgress,
+    Ledger, Lookup, Merged, PartitionLedger, PartitionState, Purpose, SettleOutcome, Settlement,
+    Store, StoreError, StoreReader, WipeProgress,
 };
 use mds_types::{Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
 
@@ -141,16 +141,9 @@ pub enum LedgerOrder {
     Acknowledge(TopologyVersion),
     /// Raise watermarks: all other replicas were seen to have these roots. In order, without gaps.
     Settle(Vec<RootOf>),
-    /// Another replica has settled up to `epoch` with this chain: follow, if this replica's own chain is the
-    /// same; else the partition is wrong here.
-    Follow {
-        /// The partition.
-        partition: PartitionId,
-        /// The other's watermark.
-        epoch: Epoch,
-        /// The other's chain.
-        chain: u128,
-    },
+    /// Another replica has settled these, up to this epoch with this chain: follow, if this replica's own chain is
+    /// the same; else the partition is wrong here.
+    Follow(Vec<Settlement>),
     /// Keep rows of versions that something newer has superseded here.
     Rows {
         /// The epoch.
@@ -162,10 +155,33 @@ pub enum LedgerOrder {
     Wipe(Vec<PartitionId>),
     /// These absent partitions are to be filled from replicas with these watermarks and chains.
     BeginStreams(Vec<Settlement>),
-    /// A stream has come up to and including this key.
-    AdvanceStream(PartitionId, Bytes),
+    /// These streams have come up to and including these keys.
+    AdvanceStreams(Vec<(PartitionId, Bytes)>),
     /// Everything of these streams has come.
     FinishStreams(Vec<PartitionId>),
+}
+
+/// Joins orders of one kind that follow one another: each order costs a synced write of the ledger, for which
+/// everybody's records wait.
+fn joined(orders: Vec<LedgerOrder>) -> Vec<LedgerOrder> {
+    let mut joined: Vec<LedgerOrder> = Vec::with_capacity(orders.len());
+    for order in orders {
+        match (joined.last_mut(), order) {
+            (Some(LedgerOrder::Follow(all)), LedgerOrder::Follow(more)) => all.extend(more),
+            (Some(LedgerOrder::Wipe(all)), LedgerOrder::Wipe(more)) => all.extend(more),
+            (Some(LedgerOrder::BeginStreams(all)), LedgerOrder::BeginStreams(more)) => {
+                all.extend(more);
+            }
+            (Some(LedgerOrder::AdvanceStreams(all)), LedgerOrder::AdvanceStreams(more)) => {
+                all.extend(more);
+            }
+            (Some(LedgerOrder::FinishStreams(all)), LedgerOrder::FinishStreams(more)) => {
+                all.extend(more);
+            }
+            (_, order) => joined.push(order),
+        }
+    }
+    joined
 }
 
 /// How a merge ended.
@@ -330,7 +346,7 @@ impl StoreIo {
         if let Some(floors) = batch.floors.take() {
             self.floors = floors;
         }
-        for order in std::mem::take(&mut batch.orders) {
+        for order in joined(std::mem::take(&mut batch.orders)) {
             if let Err(error) = self.carry_out(order, &mut done) {
                 self.note_failure(error, &mut done);
             }
@@ -373,11 +389,7 @@ impl StoreIo {
                 refused.extend(others);
                 self.settle(&settlements, done)
             }
-            LedgerOrder::Follow {
-                partition,
-                epoch,
-                chain,
-            } => self.follow(partition, epoch, chain, done),
+            LedgerOrder::Follow(others) => self.follow(&others, done),
             LedgerOrder::Rows { epoch, rows } => {
                 let rows: Vec<_> = rows.into_iter().map(|row| (epoch, row)).collect();
                 self.store.merge_rows(&rows).map(drop)
@@ -387,9 +399,7 @@ impl StoreIo {
                 self.store.begin_wipe(&partitions)
             }
             LedgerOrder::BeginStreams(streams) => self.store.begin_streams(&streams),
-            LedgerOrder::AdvanceStream(partition, after) => {
-                self.store.advance_streams(&[(partition, after)])
-            }
+            LedgerOrder::AdvanceStreams(streams) => self.store.advance_streams(&streams),
             LedgerOrder::FinishStreams(partitions) => self.store.finish_streams(&partitions),
         }
     }
@@ -450,33 +460,26 @@ impl StoreIo {
         Ok(())
     }
 
-    fn follow(
-        &mut self,
-        partition: PartitionId,
-        epoch: Epoch,
-        chain: u128,
-        done: &mut StoreDone,
-    ) -> Result<(), StoreError> {
+    fn follow(&mut self, others: &[Settlement], done: &mut StoreDone) -> Result<(), StoreError> {
         let reader = self.store.reader();
-        let entry = reader.ledger().partition(partition).clone();
-        if entry.state != PartitionState::Held || entry.settled >= epoch {
-            return Ok(());
-        }
-        match sync_io::chain_up_to(&reader, partition, epoch)? {
-            Some(own) if own == chain => {
-                let settlement = Settlement {
-                    partition,
-                    epoch,
-                    chain,
-                };
-                self.settle(&[settlement], done)
+        let ledger = reader.ledger();
+        let mut equal: Vec<Settlement> = Vec::new();
+        for other in others {
+            let entry = ledger.partition(other.partition);
+            let is_known = |known: &Settlement| known.partition == other.partition;
+            if entry.state != PartitionState::Held
+                || entry.settled >= other.epoch
+                || equal.iter().any(is_known)
+            {
+                continue;
             }
-            Some(_) => {
-                done.wrong.push(partition);
-                Ok(())
+            match sync_io::chain_up_to(&reader, other.partition, other.epoch)? {
+                Some(own) if own == other.chain => equal.push(*other),
+                Some(_) => done.wrong.push(other.partition),
+                None => {}
             }
-            None => Ok(()),
         }
+        self.settle(&equal, done)
     }
 
     /// A bounded step of what goes on by itself: wiping, and collecting what is settled.
@@ -494,18 +497,18 @@ impl StoreIo {
         if is_at_rest {
             return Ok(());
         }
-        let mut rows_left = COLLECT_ROWS_MAX;
-        for (partition, entry) in ledger.partitions() {
-            if entry.state != PartitionState::Held || entry.collected >= entry.settled {
-                continue;
-            }
-            let floor = floors.floor(Epoch(entry.settled.0 + 1));
-            let step = self.store.collect(partition, floor, rows_left)?;
-            done.collected += step.removed;
-            if step.more {
-                return Ok(());
-            }
-            rows_left = rows_left.saturating_sub(step.removed as usize + 1).max(1);
+        let is_behind = |(_, entry): &(PartitionId, &PartitionLedger)| {
+            entry.state == PartitionState::Held && entry.collected < entry.settled
+        };
+        let behind: Vec<(PartitionId, Hlc)> = ledger
+            .partitions()
+            .filter(is_behind)
+            .map(|(partition, entry)| (partition, floors.floor(Epoch(entry.settled.0 + 1))))
+            .collect();
+        let step = self.store.collect_in(&behind, COLLECT_ROWS_MAX)?;
+        done.collected += step.removed;
+        if step.more {
+            return Ok(());
         }
         let reached = self.store.reader().ledger();
         if Arc::ptr_eq(&reached, &ledger) {

@@ -1,4 +1,4 @@
-//! The ring of real processes changes while clients write: a fourth node comes, and one goes.
+//! The ring of real processes changes while clients write and read: nodes come and go, and one is replaced.
 
 // A test's helpers may fail like the test itself.
 #![allow(clippy::unwrap_used)]
@@ -8,7 +8,7 @@ mod cluster;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::client::Client;
 use cluster::lab::{Lab, mydatastore};
@@ -17,10 +17,20 @@ use cluster::load::check_all;
 /// Pause between two writes of the load: it is to be there, not to be heavy.
 const WRITE_PAUSE: Duration = Duration::from_millis(2);
 
-/// One writer through one node, which stays; what was acknowledged to it.
+/// What a writer has seen.
+#[derive(Default)]
+struct Seen {
+    acked: BTreeMap<String, String>,
+    /// Requests that were refused, failed, or of unknown outcome, and reads of something else than what was written.
+    failures: Vec<String>,
+    longest: Duration,
+}
+
+/// Writes unique values through one node, which stays, and reads back what it wrote before: R + W > N, so each
+/// read has to find it, whatever the ring is just then.
 struct Writer {
     stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<BTreeMap<String, String>>,
+    thread: std::thread::JoinHandle<Seen>,
 }
 
 impl Writer {
@@ -29,27 +39,58 @@ impl Writer {
         let (port, stopped) = (lab.resp_port(node), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let mut client = Client::connect(port).unwrap();
-            let mut acked = BTreeMap::new();
+            let mut seen = Seen::default();
+            let key_of = |number: u64| format!("n{node}:{number}");
             for number in 0u64.. {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
-                let (key, value) = (format!("n{node}:{number}"), format!("value {number}"));
-                // What is refused, or of unknown outcome, promises nothing.
-                if client.call(&["SET", &key, &value]).unwrap() == "+OK" {
-                    acked.insert(key, value);
+                let (key, value) = (key_of(number), format!("value {number}"));
+                let began = Instant::now();
+                match client.call(&["SET", &key, &value]).unwrap().as_str() {
+                    "+OK" => drop(seen.acked.insert(key, value)),
+                    other => {
+                        let took_ms = began.elapsed().as_millis();
+                        let at = std::time::SystemTime::now();
+                        seen.failures
+                            .push(format!("{at:?} SET {key}, {took_ms} ms: {other}"));
+                    }
                 }
+                // One of those that were written long ago, or just now.
+                let earlier = key_of(number * 7 % (number + 1));
+                let read = client.call(&["GET", &earlier]).unwrap();
+                if seen.acked.get(&earlier).is_some_and(|value| *value != read) {
+                    seen.failures.push(format!("GET {earlier}: {read}"));
+                }
+                seen.longest = seen.longest.max(began.elapsed());
                 std::thread::sleep(WRITE_PAUSE);
             }
-            acked
+            seen
         });
         Writer { stop, thread }
     }
 
-    fn finish(self) -> BTreeMap<String, String> {
+    fn finish(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
+}
+
+/// Ends the load: no request may have failed. What was acknowledged.
+fn finish(writers: impl IntoIterator<Item = Writer>) -> BTreeMap<String, String> {
+    let mut acked = BTreeMap::new();
+    for writer in writers {
+        let seen = writer.finish();
+        assert_eq!(seen.failures, [""; 0], "of {}", seen.acked.len());
+        println!(
+            "{} writes acknowledged and none failed, longest pair of requests {} ms",
+            seen.acked.len(),
+            seen.longest.as_millis()
+        );
+        acked.extend(seen.acked);
+    }
+    assert!(acked.len() > 100);
+    acked
 }
 
 /// A command of the lab that takes no node, or one; what it printed.
@@ -70,7 +111,7 @@ fn partitions_of(lab: &Lab, name: &str) -> u64 {
 }
 
 #[test]
-fn a_node_joins_and_another_leaves_while_clients_write_and_nothing_is_lost() {
+fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     let lab = Lab::start("ring", 20_400);
     let writers = [Writer::start(&lab, 1), Writer::start(&lab, 3)];
 
@@ -80,20 +121,21 @@ fn a_node_joins_and_another_leaves_while_clients_write_and_nothing_is_lost() {
     // 256 partitions on three of four nodes each: 192 are its fair share.
     assert!((150..=240).contains(&partitions_of(&lab, "node-4")));
     lab.wait_ready(4);
+    let said = act(&lab, &["add-node"]);
+    assert!(said.contains("node 5 has joined"), "{said}");
 
-    let said = act(&lab, &["remove-node", "2"]);
-    assert!(said.contains("node 2 has left the ring"), "{said}");
-    lab.says("node 2 has left the ring");
-    assert_eq!(partitions_of(&lab, "node-2"), 0);
-    assert_eq!(partitions_of(&lab, "node-4"), 256);
-
-    let mut acked = BTreeMap::new();
-    for writer in writers {
-        acked.extend(writer.finish());
+    for gone in ["2", "4"] {
+        let said = act(&lab, &["remove-node", gone]);
+        let words = format!("node {gone} has left the ring");
+        assert!(said.contains(&words), "{said}");
+        lab.says(&words);
     }
-    println!("{} writes acknowledged", acked.len());
-    assert!(acked.len() > 100);
-    for node in [1, 3, 4] {
+    assert_eq!(partitions_of(&lab, "node-2"), 0);
+    assert_eq!(partitions_of(&lab, "node-4"), 0);
+    assert_eq!(partitions_of(&lab, "node-5"), 256);
+
+    let acked = finish(writers);
+    for node in [1, 3, 5] {
         check_all(&lab, node, &acked);
     }
     lab.wait_equal();
@@ -103,7 +145,37 @@ fn a_node_joins_and_another_leaves_while_clients_write_and_nothing_is_lost() {
     let lab = Lab::resume(dir, 20_400);
     let said = act(&lab, &["status"]);
     assert!(said.contains("left"), "{said}");
-    check_all(&lab, 4, &acked);
+    check_all(&lab, 5, &acked);
+    lab.stop();
+}
+
+#[test]
+fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
+    let lab = Lab::start("replace", 20_600);
+    // The third node coordinates nothing: what it would take along is not looked at.
+    let writers = [Writer::start(&lab, 1), Writer::start(&lab, 2)];
+    let dead = lab.status(3)["node"]["id"].as_str().unwrap().to_owned();
+    lab.act("wipe-node", 3);
+    lab.act("start-node", 3);
+    lab.wait_standing(3, "waiting");
+    let fresh = lab.status(3)["node"]["id"].as_str().unwrap().to_owned();
+    assert_ne!(dead, fresh);
+
+    // The name is both of theirs: it is not guessed who is meant.
+    let refused = lab.client(&[1], &["replace", "node-3", "--with", &fresh]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    // Refused as long as gossip has not given the dead one up.
+    lab.eventually(&[1], &["replace", &dead, "--with", &fresh]);
+    let ended = lab.client(&[1], &["transition", "--wait"]);
+    assert!(ended.status.success(), "{ended:?}");
+    lab.wait_standing(3, "active");
+    assert_eq!(partitions_of(&lab, "node-3"), 256);
+
+    let acked = finish(writers);
+    for node in 1..=3 {
+        check_all(&lab, node, &acked);
+    }
+    lab.wait_equal();
     lab.stop();
 }
 

@@ -86,15 +86,50 @@ impl Store {
         floor: Hlc,
         rows_max: usize,
     ) -> Result<Collected, StoreError> {
+        self.collect_in(&[(partition, floor)], rows_max)
+    }
+
+    /// The same in several partitions, one after another, each with its floor, until about `rows_max` rows of all
+    /// of them were looked at. However many partitions have come further, the ledger is written once: it is synced,
+    /// and whoever writes a record waits for that.
+    ///
+    /// # Errors
+    /// As [`Store::merge_for`].
+    pub fn collect_in(
+        &mut self,
+        partitions: &[(PartitionId, Hlc)],
+        rows_max: usize,
+    ) -> Result<Collected, StoreError> {
         self.shared.check_sound()?;
         let mut done = Collected::default();
         let ledger = self.shared.ledger.get();
-        let mut reached = ledger.partition(partition).collected;
-        let walked = self.walk(&ledger, partition, floor, rows_max, &mut reached, &mut done);
-        if reached > ledger.partition(partition).collected {
+        let mut rows_left = rows_max.max(1);
+        let mut reached = Vec::new();
+        let mut walked = Ok(());
+        for &(partition, floor) in partitions {
+            let before = ledger.partition(partition).collected;
+            let mut up_to = before;
+            walked = self.walk(
+                &ledger,
+                partition,
+                floor,
+                &mut rows_left,
+                &mut up_to,
+                &mut done,
+            );
+            if up_to > before {
+                reached.push((partition, up_to));
+            }
+            if walked.is_err() || done.more {
+                break;
+            }
+        }
+        if !reached.is_empty() {
             self.change_ledger(|ledger| {
-                if let Some(entry) = ledger.partition_mut(partition) {
-                    entry.collected = entry.collected.max(reached);
+                for (partition, up_to) in reached {
+                    if let Some(entry) = ledger.partition_mut(partition) {
+                        entry.collected = entry.collected.max(up_to);
+                    }
                 }
             })?;
         }
@@ -107,21 +142,20 @@ impl Store {
         ledger: &Ledger,
         partition: PartitionId,
         floor: Hlc,
-        rows_max: usize,
+        rows_left: &mut usize,
         reached: &mut Epoch,
         done: &mut Collected,
     ) -> Result<(), StoreError> {
-        let mut rows_left = rows_max.max(1);
         while let Some(mut cursor) = self.next_cursor(ledger, partition, reached) {
             while cursor.bucket < self.shared.options.bucket_count {
                 // In case of an error, too.
                 self.collecting.insert(partition, cursor);
-                if rows_left == 0 {
+                if *rows_left == 0 {
                     done.more = true;
                     return Ok(());
                 }
                 let (rows, step) = self.collect_bucket(ledger, partition, cursor, floor)?;
-                rows_left = rows_left.saturating_sub(rows.max(1));
+                *rows_left = rows_left.saturating_sub(rows.max(1));
                 done.removed += step.removed;
                 done.held_back += step.held_back;
                 cursor.held_back |= step.held_back > 0;

@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mds_protocol::verification::{Progress, Verdict as Seen};
-use mds_storage::store::{Ledger, PartitionState};
+use mds_storage::store::{Ledger, PartitionState, Settlement};
 use mds_types::{Epoch, NodeId, PartitionId, RingStage, RingUse, TopologyVersion};
 
 pub(super) use duty::RingDuty;
@@ -459,13 +459,16 @@ impl Core {
                 *known = (*known).max((epoch, chain));
             }
         }
-        for (partition, (epoch, chain)) in last {
-            let order = LedgerOrder::Follow {
+        let others = last.into_iter();
+        let others: Vec<Settlement> = others
+            .map(|(partition, (epoch, chain))| Settlement {
                 partition,
                 epoch,
                 chain,
-            };
-            self.batch.orders.push(order);
+            })
+            .collect();
+        if !others.is_empty() {
+            self.batch.orders.push(LedgerOrder::Follow(others));
         }
     }
 

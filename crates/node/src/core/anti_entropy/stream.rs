@@ -370,7 +370,7 @@ impl Core {
         *pages += 1;
         if *pages >= PAGES_KEPT_EVERY {
             *pages = 0;
-            let order = LedgerOrder::AdvanceStream(partition, last);
+            let order = LedgerOrder::AdvanceStreams(vec![(partition, last)]);
             self.batch.orders.push(order);
         }
         self.tick_streams(now);
