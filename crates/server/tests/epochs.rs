@@ -99,7 +99,10 @@ fn what_was_written_is_verified_on_all_replicas_and_everybody_can_see_it() {
         assert!(lab.metric(node, "oldest_unverified_epoch") > last as f64);
         assert!(lab.metric(node, "sync_messages_total") > 0.0);
         assert!(lab.metric(node, "sync_comparisons_total") > 0.0);
-        assert!(lab.metric(node, "sync_settled_total") >= 256.0);
+        // The count follows the ledger when the store's whole batch is done.
+        lab.wait_until("each partition was settled once at least", || {
+            lab.metric(node, "sync_settled_total") >= 256.0
+        });
         assert_eq!(lab.metric(node, "partitions"), 256.0);
     }
     lab.stop();
@@ -140,7 +143,7 @@ fn a_dead_replica_blocks_and_is_named_and_the_others_are_seen_equal() {
     assert!(lab.metric(1, "verification_blocked_seconds") > 0.0);
     assert!(lab.metric(1, "verified_lag_seconds") > 0.0);
 
-    let found = (epoch.saturating_sub(2)..=epoch).find_map(written);
+    let found = (epoch.saturating_sub(2).max(1)..=epoch).find_map(written);
     let found = found.expect("the write is a row of its epoch");
     assert_eq!(found["verdict"], "undecided", "{found}");
     assert_eq!(found["silent"][0]["name"], "node-3");

@@ -80,6 +80,7 @@ pub(super) fn epochs(args: &EpochsArgs) -> Result<ExitCode, Failure> {
             }),
         }
     }
+    nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     let whole = added_up(nodes, silent);
     match args.node.json {
         true => output::json(&whole)?,

@@ -7,8 +7,12 @@ use mds_types::RingStage;
 use super::Sample;
 use super::epochs::EpochsReport;
 
-/// What the ledger says.
-pub(super) fn ledger_samples(report: &EpochsReport) -> Vec<Sample> {
+/// What the ledger says, and whom verification waits for.
+pub(super) fn ledger_samples(
+    report: &EpochsReport,
+    view: &ClusterView,
+    now_ms: u64,
+) -> Vec<Sample> {
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
     let partitions = [
         ("held", report.partitions.held),
@@ -46,12 +50,31 @@ pub(super) fn ledger_samples(report: &EpochsReport) -> Vec<Sample> {
             "How long the oldest of them has been closed.",
             report.lag_ms as f64 / 1e3,
         ),
+        gauge(
+            "verification_blockers",
+            "Members without which some closed epoch cannot be verified here.",
+            report.blocked.len() as u64,
+        ),
     ]);
+    for (node, since_ms) in &report.blocked {
+        let waited_ms = now_ms.saturating_sub(*since_ms);
+        let name = view.info(*node).map(|info| info.name.clone());
+        let sample = Sample::gauge(
+            "verification_blocked_seconds",
+            "How long this member has been waited for, so that some closed epoch can be verified here.",
+            waited_ms as f64 / 1e3,
+        );
+        samples.push(
+            sample
+                .with("node", node.to_string())
+                .with("name", name.unwrap_or_default()),
+        );
+    }
     samples
 }
 
 /// What anti-entropy has cost and brought.
-pub(super) fn sync_samples(report: &SyncReport, view: &ClusterView, now_ms: u64) -> Vec<Sample> {
+pub(super) fn sync_samples(report: &SyncReport) -> Vec<Sample> {
     let counter = Sample::counter;
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
     let stats = &report.stats;
@@ -97,26 +120,7 @@ pub(super) fn sync_samples(report: &SyncReport, view: &ClusterView, now_ms: u64)
             "Partitions that change hands and are not verified here yet.",
             report.copying.unverified,
         ),
-        gauge(
-            "verification_blockers",
-            "Members without which some closed epoch cannot be settled here.",
-            report.blocked.len() as u64,
-        ),
     ]);
-    for (node, since_ms) in &report.blocked {
-        let waited_ms = now_ms.saturating_sub(*since_ms);
-        let name = view.info(*node).map(|info| info.name.clone());
-        let sample = Sample::gauge(
-            "verification_blocked_seconds",
-            "How long this member has been waited for, so that some closed epoch can be settled here.",
-            waited_ms as f64 / 1e3,
-        );
-        samples.push(
-            sample
-                .with("node", node.to_string())
-                .with("name", name.unwrap_or_default()),
-        );
-    }
     samples
 }
 

@@ -79,6 +79,15 @@ impl EpochsReport {
         self.closed.0.saturating_sub(settled.0)
     }
 
+    /// The same with those that are waited for. Where all that is closed is settled, nobody is: the core hears
+    /// of that a moment later than the ledger's readers.
+    pub(super) fn waiting_for(mut self, blocked: BTreeMap<NodeId, u64>) -> EpochsReport {
+        if self.lag_epochs() > 0 {
+            self.blocked = blocked.into_iter().collect();
+        }
+        self
+    }
+
     /// The oldest epoch that is not settled in all held partitions, closed or not.
     pub fn oldest_unverified(&self) -> Epoch {
         Epoch(self.settled.unwrap_or(self.closed).0 + 1)
@@ -259,6 +268,10 @@ mod tests {
             ..report
         };
         assert_eq!((report.lag_epochs(), report.oldest_unverified().0), (2, 4));
+        let blocked = BTreeMap::from([(NodeId(3), 7)]);
+        let nobody = EpochsReport::default().waiting_for(blocked.clone());
+        assert_eq!(nobody.blocked, []);
+        assert_eq!(report.waiting_for(blocked).blocked, [(NodeId(3), 7)]);
     }
 
     #[test]

@@ -114,10 +114,8 @@ impl Database for RunningNode {
     fn epochs(&self, limit: usize) -> Option<EpochsReport> {
         let ledger = self.handle.ledger()?;
         let (epoch, runs) = (self.handle.view().epoch, self.handle.runs());
-        Some(EpochsReport {
-            blocked: self.handle.sync().blocked.into_iter().collect(),
-            ..epochs::report(&ledger, epoch, &runs, &self.epoch_times, now_ms(), limit)
-        })
+        let report = epochs::report(&ledger, epoch, &runs, &self.epoch_times, now_ms(), limit);
+        Some(report.waiting_for(self.handle.sync().blocked))
     }
 
     fn epoch_set(
@@ -164,11 +162,11 @@ impl Database for RunningNode {
         if let Some(store) = &stats.store {
             samples.extend(store_samples(store));
         }
-        if let Some(report) = self.epochs(0) {
-            samples.extend(ledger_samples(&report));
-        }
         let view = self.handle.view();
-        samples.extend(sync_samples(&self.handle.sync(), &view, now_ms()));
+        samples.extend(sync_samples(&self.handle.sync()));
+        if let Some(report) = self.epochs(0) {
+            samples.extend(ledger_samples(&report, &view, now_ms()));
+        }
         samples.extend(transition_samples(&view));
         samples.extend(view_samples(&view));
         samples
