@@ -81,6 +81,7 @@ pub(super) fn epochs(args: &EpochsArgs) -> Result<ExitCode, Failure> {
         }
     }
     nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    nodes.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     let whole = added_up(nodes, silent);
     match args.node.json {
         true => output::json(&whole)?,
@@ -136,7 +137,14 @@ fn of_all(nodes: &[EpochsBody], epoch: u64, present: u64) -> ClusterEpoch {
 
 fn show(whole: &ClusterEpochs) -> Result<(), Failure> {
     output::line(in_words(whole))?;
-    let heads = ["epoch", "state", "closed", "verified", "collected", "index"];
+    let heads = [
+        "epoch",
+        "state",
+        "closed",
+        "verified",
+        "collected",
+        "index on disk",
+    ];
     let mut table = output::table(&heads);
     for epoch in &whole.epochs {
         let is_closed = !matches!(epoch.state.as_str(), "present" | "open");
@@ -222,8 +230,9 @@ fn awaited(member: &AwaitedBody) -> String {
         true => &member.id,
         false => &member.name,
     };
-    let dead = if member.alive { "" } else { ", dead" };
-    format!("{name} (since {}{dead})", output::ago(member.since_ms))
+    let dead = if member.alive { "" } else { " (dead)" };
+    let waited_ms = output::now_ms().saturating_sub(member.since_ms);
+    format!("{name} for {}{dead}", output::for_long(waited_ms))
 }
 
 /// A share in per cent, never rounded up: 100% is all.
@@ -336,7 +345,7 @@ mod tests {
             since_ms: u64::MAX,
             ..AwaitedBody::default()
         };
-        assert_eq!(awaited(&awaited_body), "node-3 (since 0 s ago, dead)");
+        assert_eq!(awaited(&awaited_body), "node-3 for 0 s (dead)");
         let one = EpochsBody {
             lag_epochs: 1,
             lag_ms: 1_000,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -108,11 +108,13 @@ pub(crate) fn table(heads: &[&str]) -> Table {
 
 /// How long ago a moment was, in words. It is given in milliseconds since 1970, by the clock of whoever noted it.
 pub(crate) fn ago(moment_ms: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let since = now.saturating_sub(Duration::from_millis(moment_ms));
-    format!("{} ago", for_long(since.as_millis() as u64))
+    format!("{} ago", for_long(now_ms().saturating_sub(moment_ms)))
+}
+
+/// The wall clock, milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_1970.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// A span of time in words.

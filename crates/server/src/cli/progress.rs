@@ -40,8 +40,8 @@ const WATCHED_MIN: Duration = Duration::from_secs(2);
 /// ...and so many partitions were copied in it.
 const WATCHED_PARTITIONS_MIN: u64 = 8;
 
-/// A living line is cut off here, characters: a terminal that breaks it could not take it back.
-const LIVE_CHARS_MAX: usize = 79;
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: u16 = 80;
 
 /// Asks those that copy how far they are.
 pub(super) fn ask_blockers(client: &Client, now: &mut TransitionBody) {
@@ -256,17 +256,18 @@ pub(super) fn missing(blocker: &BlockerBody, left_s: Option<u64>) -> String {
             )
         });
         return format!(
-            "copies: {} of {} partitions left, {} copied{soon}",
+            "copies: {} of {} partitions left, {} done{soon}",
             copying.left,
             copying.partitions,
             output::bytes(copying.bytes)
         );
     }
-    match copying.unverified {
-        0 => because(blocker).to_owned(),
-        unverified => format!(
+    match (copying.unverified, copying.bytes) {
+        (0, _) => because(blocker).to_owned(),
+        (unverified, 0) => format!("verifies: {unverified} partitions left"),
+        (unverified, bytes) => format!(
             "verifies: {unverified} partitions left, {} copied",
-            output::bytes(copying.bytes)
+            output::bytes(bytes)
         ),
     }
 }
@@ -325,7 +326,7 @@ impl Teller {
             // What was waited for stays to be read.
             Manner::Live if is_news || has_changed => {
                 let end = if is_news && self.is_open { "\n" } else { "" };
-                Some(format!("{end}\r\x1b[2K{}", clipped(words)))
+                Some(format!("{end}\r\x1b[2K{}", clipped(words, columns())))
             }
             Manner::Silent | Manner::Live | Manner::Lines => None,
         }
@@ -341,11 +342,19 @@ impl Drop for Teller {
     }
 }
 
-fn clipped(words: &str) -> String {
-    if words.chars().count() <= LIVE_CHARS_MAX {
+/// Columns of the terminal.
+fn columns() -> usize {
+    let asked = comfy_table::Table::new().width();
+    usize::from(asked.unwrap_or(COLUMNS))
+}
+
+/// As much as fits into a line: a terminal that breaks it could not take it back.
+fn clipped(words: &str, columns: usize) -> String {
+    let chars_max = columns.saturating_sub(1);
+    if words.chars().count() <= chars_max {
         return words.to_owned();
     }
-    let kept: String = words.chars().take(LIVE_CHARS_MAX - 1).collect();
+    let kept: String = words.chars().take(chars_max.saturating_sub(1)).collect();
     format!("{kept}…")
 }
 
@@ -383,7 +392,7 @@ mod tests {
         );
         assert_eq!(
             progress(&now, Some(&|_| Some(130))),
-            "ring version 7: stream, blocked by node-4 (copies: 120 of 192 partitions left, 3.0 MiB copied, \
+            "ring version 7: stream, blocked by node-4 (copies: 120 of 192 partitions left, 3.0 MiB done, \
              about 2 min to go)"
         );
         assert_eq!(
@@ -435,6 +444,7 @@ mod tests {
         assert_eq!(news.as_deref(), Some("\n\r\x1b[2Kb 1"));
         live.is_open = false;
         assert_eq!(told(Manner::Silent).text("b", "b 1", soon), None);
-        assert_eq!(clipped(&"ä".repeat(200)).chars().count(), LIVE_CHARS_MAX);
+        assert_eq!(clipped(&"ä".repeat(200), 80).chars().count(), 79);
+        assert_eq!(clipped("short", 80), "short");
     }
 }
