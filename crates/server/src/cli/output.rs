@@ -106,6 +106,19 @@ pub(crate) fn table(heads: &[&str]) -> Table {
     table
 }
 
+/// Columns of the terminal that standard output is; none if it is no terminal, or does not say.
+pub(crate) fn columns() -> Option<u16> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCGWINSZ writes one `winsize`, which `size` is; of another kind of file it fails.
+    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0 && size.ws_col > 0).then_some(size.ws_col)
+}
+
 /// How long ago a moment was, in words. It is given in milliseconds since 1970, by the clock of whoever noted it.
 pub(crate) fn ago(moment_ms: u64) -> String {
     format!("{} ago", for_long(now_ms().saturating_sub(moment_ms)))

@@ -79,7 +79,8 @@ pub(crate) struct Waiting<'a> {
 
 /// What one copying node said.
 struct Watched {
-    asked: Instant,
+    /// When, since the waiting began.
+    at: Duration,
     copying: Option<CopyingBody>,
     pace: Option<Pace>,
 }
@@ -142,7 +143,7 @@ impl<'a> Waiting<'a> {
         let left_s = |blocker: &BlockerBody| {
             let watched = self.watched.get(&blocker.id)?;
             let left = blocker.copying?.left;
-            watched.pace?.left_s(self.began.elapsed(), left)
+            watched.pace?.left_s(watched.at, left)
         };
         let (plain, words) = (progress(now, None), progress(now, Some(&left_s)));
         self.teller.tell(plain, words)
@@ -157,7 +158,8 @@ impl<'a> Waiting<'a> {
                 continue;
             }
             let known = self.watched.get(&blocker.id);
-            let is_fresh = known.is_some_and(|known| known.asked.elapsed() < FIGURES_PAUSE);
+            let elapsed = self.began.elapsed();
+            let is_fresh = known.is_some_and(|known| elapsed - known.at < FIGURES_PAUSE);
             let pace = known.and_then(|known| known.pace);
             if is_fresh {
                 blocker.copying = known.and_then(|known| known.copying);
@@ -166,12 +168,12 @@ impl<'a> Waiting<'a> {
             if is_to_ask(blocker) {
                 blocker.copying = copying_of(self.client, &blocker.http);
             }
-            let elapsed = self.began.elapsed();
+            let at = self.began.elapsed();
             let pace = blocker
                 .copying
-                .map(|copying| Pace::watched(pace, elapsed, copying.left));
+                .map(|copying| Pace::watched(pace, at, copying.left));
             let watched = Watched {
-                asked: Instant::now(),
+                at,
                 copying: blocker.copying,
                 pace,
             };
@@ -326,7 +328,10 @@ impl Teller {
             // What was waited for stays to be read.
             Manner::Live if is_news || has_changed => {
                 let end = if is_news && self.is_open { "\n" } else { "" };
-                Some(format!("{end}\r\x1b[2K{}", clipped(words, columns())))
+                Some(format!(
+                    "{end}\r\x1b[2K{}",
+                    clipped(words, output::columns().unwrap_or(COLUMNS))
+                ))
             }
             Manner::Silent | Manner::Live | Manner::Lines => None,
         }
@@ -342,15 +347,9 @@ impl Drop for Teller {
     }
 }
 
-/// Columns of the terminal.
-fn columns() -> usize {
-    let asked = comfy_table::Table::new().width();
-    usize::from(asked.unwrap_or(COLUMNS))
-}
-
 /// As much as fits into a line: a terminal that breaks it could not take it back.
-fn clipped(words: &str, columns: usize) -> String {
-    let chars_max = columns.saturating_sub(1);
+fn clipped(words: &str, columns: u16) -> String {
+    let chars_max = usize::from(columns).saturating_sub(1);
     if words.chars().count() <= chars_max {
         return words.to_owned();
     }
