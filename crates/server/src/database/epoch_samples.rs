@@ -183,3 +183,68 @@ pub(super) fn transition_samples(view: &ClusterView) -> Vec<Sample> {
     ));
     samples
 }
+
+#[cfg(test)]
+mod tests {
+    use mds_types::{MemberInfo, NodeId};
+
+    use super::*;
+    use crate::database::Reading;
+
+    fn all(report: &EpochsReport) -> Vec<Sample> {
+        let view = ClusterView::unborn(NodeId(1), MemberInfo::default(), 1);
+        let mut samples = ledger_samples(report, &view, 5_000);
+        samples.extend(sync_samples(&SyncReport::default()));
+        samples.extend(transition_samples(&view));
+        samples
+    }
+
+    #[test]
+    fn every_number_is_documented_and_those_of_one_name_follow_one_another() {
+        let blocked = EpochsReport {
+            blocked: vec![(NodeId(2), 1_000), (NodeId(3), 4_000)],
+            ..EpochsReport::default()
+        };
+        let documented = include_str!("../../../../docs/http.md");
+        let samples = all(&blocked);
+        let mut names: Vec<&str> = samples.iter().map(|sample| sample.name).collect();
+        names.dedup();
+        for name in &names {
+            let is_there = ["`", "{", "_total`", "_total{"]
+                .iter()
+                .any(|end| documented.contains(&format!("`{name}{end}")));
+            assert!(is_there, "{name} is not in docs/http.md");
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn who_is_waited_for_is_named_and_the_stage_is_one() {
+        let blocked = EpochsReport {
+            blocked: vec![(NodeId(2), 1_000)],
+            ..EpochsReport::default()
+        };
+        let samples = all(&blocked);
+        let of = |name: &str| -> Vec<&Sample> {
+            samples.iter().filter(|one| one.name == name).collect()
+        };
+        let waited = of("verification_blocked_seconds");
+        assert_eq!(waited.len(), 1);
+        assert_eq!(waited[0].reading, Reading::Gauge(4.0));
+        assert_eq!(waited[0].labels[0], ("node", NodeId(2).to_string()));
+        let at: Vec<&Sample> = of("transition_stage")
+            .into_iter()
+            .filter(|one| one.reading == Reading::Gauge(1.0))
+            .collect();
+        assert_eq!(at.len(), 1);
+        assert_eq!(at[0].labels, [("stage", "stable".to_owned())]);
+        assert!(
+            all(&EpochsReport::default())
+                .iter()
+                .all(|one| one.name != "verification_blocked_seconds")
+        );
+    }
+}
