@@ -101,7 +101,7 @@ fn of_ledger(ledger: &Ledger, partition: PartitionId, found: Found) -> EpochSet 
 mod tests {
     use std::sync::Arc;
 
-    use mds_storage::engine;
+    use mds_storage::engine::MemoryEngine;
     use mds_storage::store::{Settlement, Store, StoreOptions};
     use mds_storage::{Disk, FaultyDisk};
     use mds_types::{Body, Hlc, NodeId, Record, Version};
@@ -110,7 +110,7 @@ mod tests {
 
     fn store() -> Store {
         let disk: Arc<dyn Disk> = Arc::new(FaultyDisk::new(7));
-        let engine = engine::open("memory", std::path::Path::new("engine")).unwrap();
+        let engine = Arc::new(MemoryEngine::new());
         let options = StoreOptions {
             partition_count: 1,
             ..StoreOptions::default()
