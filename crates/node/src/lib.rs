@@ -10,11 +10,13 @@
 //! - [`store_io`]: what the core asks of the disk, and how it is carried out;
 //! - [`front`]: what a protocol for clients has to offer;
 //! - [`digest`]: what a replica holds, in a few numbers;
+//! - [`epoch_set`]: what a replica has of one epoch of a partition, to compare by eye;
 //! - [`shell`]: threads, sockets and files around it all.
 
 pub mod api;
 pub mod core;
 pub mod digest;
+pub mod epoch_set;
 pub mod front;
 pub mod shell;
 pub mod store_io;

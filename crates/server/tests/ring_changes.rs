@@ -121,6 +121,10 @@ fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     // 256 partitions on three of four nodes each: 192 are its fair share.
     assert!((150..=240).contains(&partitions_of(&lab, "node-4")));
     lab.wait_ready(4);
+    // What it gained was copied whole, and nothing is left to copy.
+    assert!(lab.metric(4, "copied_partitions_total") >= 150.0);
+    assert_eq!(lab.metric(4, "copy_partitions_left"), 0.0);
+    assert_eq!(lab.metric(4, "transition_stage"), 1.0, "it is in one stage");
     let said = act(&lab, &["add-node"]);
     assert!(said.contains("node 5 has joined"), "{said}");
 

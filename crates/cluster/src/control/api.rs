@@ -71,7 +71,7 @@ pub enum ControlError {
 pub enum AdminRequest {
     /// Form a cluster of all nodes without a cluster that gossip sees alive, this one included.
     Init {
-        /// Agreed for the cluster's life.
+        /// Agreed for the cluster's life, but for N, R and W.
         config: ClusterConfig,
         /// Refuse unless there are at least this many.
         expected_nodes: usize,

@@ -54,7 +54,7 @@ use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
-pub use anti_entropy::{RingReport, SyncStats};
+pub use anti_entropy::{Copying, RingReport, SyncReport, SyncStats};
 pub use hinting::HINT_BACKLOG_BYTES_MAX;
 pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
 pub use replica::STORE_BACKLOG_MAX;
@@ -72,7 +72,7 @@ use slab::{Deadlines, Slab};
 use write::RequestIds;
 
 /// An epoch this far behind the present one is closed: no client's write of it is taken any more.
-const CLOSED_BEHIND: u64 = 2;
+pub const CLOSED_BEHIND: u64 = 2;
 
 /// What a node may choose for its core. Times in the unit of their name.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -68,6 +68,7 @@ impl Core {
     pub(super) fn on_peer_request(&mut self, now: Now, link: LinkId, message: Message) {
         let reply_to = ReplyTo::Link(link);
         if self.on_sync_request(now, reply_to, &message) {
+            self.sync.stats.note_received(&message);
             return;
         }
         match message {
@@ -305,8 +306,7 @@ impl Core {
                     return;
                 };
                 if is_sync {
-                    self.sync.stats.messages += 1;
-                    self.sync.stats.bytes += crate::wire::encoded_len(&message) as u64;
+                    self.sync.stats.note_sent(&message);
                 }
                 self.links.reply(link, &message);
             }
@@ -319,6 +319,7 @@ impl Core {
             return;
         };
         if self.on_sync_reply(now, peer, &message) {
+            self.sync.stats.note_received(&message);
             return;
         }
         let record = |bytes: Bytes| Record::decode(bytes).ok();

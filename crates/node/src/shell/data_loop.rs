@@ -31,7 +31,7 @@ use super::read_thread::{AnswerQueue, ReadThreads};
 use super::store_thread::DoneQueue;
 use super::{clock, transport};
 use crate::api::{FRONT_HTTP, Outcome, Request, RequestError, Submit, Tag};
-use crate::core::{Core, CoreStats, LinkId, RingReport};
+use crate::core::{Core, CoreStats, LinkId, RingReport, SyncReport};
 use crate::front::Frontend;
 use crate::store_io::{StoreBatch, read_in_memory};
 
@@ -89,6 +89,7 @@ pub(super) struct DataLoopParts {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Health {
     pub(super) stats: CoreStats,
+    pub(super) sync: SyncReport,
     pub(super) usable_peers: usize,
     /// Why nothing is served any more.
     pub(super) stopped: Option<String>,
@@ -219,6 +220,7 @@ impl DataLoop {
     fn publish_health(&self, core: &Core) {
         let mut health = self.health.lock();
         health.stats = core.stats();
+        health.sync = core.sync_report();
         health.usable_peers = core.usable_peers().len();
         if health.stopped.is_none() {
             health.stopped = core.stopped().map(str::to_owned);

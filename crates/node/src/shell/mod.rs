@@ -30,9 +30,9 @@ use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control, Co
 use mds_storage::datadir::{self, DataDir, DataDirError, DirLock};
 use mds_storage::disk::RealDisk;
 use mds_storage::hints::{HintLimits, HintStore};
-use mds_storage::store::{Store, StoreError, StoreOptions, StoreReader, StoreStats};
-use mds_storage::{Disk, engine};
-use mds_types::{IncarnationId, NodeId, PartitionId};
+use mds_storage::store::{Ledger, Store, StoreError, StoreOptions, StoreReader, StoreStats};
+use mds_storage::{Disk, RunInfo, engine};
+use mds_types::{Epoch, IncarnationId, NodeId, PartitionId};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::error::TrySendError;
@@ -42,8 +42,9 @@ use tokio::task::LocalSet;
 pub use clock::now;
 
 use crate::api::{Outcome, Request, RequestError};
-use crate::core::{Core, CoreConfig, CoreStats};
+use crate::core::{Core, CoreConfig, CoreStats, SyncReport};
 use crate::digest::{PartitionDigest, digest};
+use crate::epoch_set::{EpochSet, epoch_set};
 use crate::front::Frontend;
 use crate::store_io::StoreIo;
 use data_loop::{AttachedStore, Call, DataLoopParts, Health};
@@ -336,6 +337,34 @@ impl NodeHandle {
     /// Peers that can be asked now.
     pub fn usable_peers(&self) -> usize {
         self.health.lock().usable_peers
+    }
+
+    /// How it goes with anti-entropy, at most a moment old.
+    pub fn sync(&self) -> SyncReport {
+        self.health.lock().sync.clone()
+    }
+
+    /// What this replica has promised about epochs: a snapshot, cheap. `None` until the store is open.
+    pub fn ledger(&self) -> Option<Arc<Ledger>> {
+        self.reader.get().map(StoreReader::ledger)
+    }
+
+    /// The files of the epoch index, by epoch; none until the store is open.
+    pub fn runs(&self) -> Vec<RunInfo> {
+        self.reader.get().map(StoreReader::runs).unwrap_or_default()
+    }
+
+    /// What this replica has of one epoch of a partition, as it is compared with others. Blocking: may read
+    /// the rows of that epoch of that partition.
+    ///
+    /// # Errors
+    /// In words, when the store fails or is not open.
+    pub fn epoch_set(&self, partition: PartitionId, epoch: Epoch) -> Result<EpochSet, String> {
+        let reader = self
+            .reader
+            .get()
+            .ok_or("this node's store is not open yet")?;
+        epoch_set(reader, partition, epoch).map_err(|error| error.to_string())
     }
 
     /// What this replica holds of each partition. Reads everything: for tests and people, not for

@@ -9,9 +9,13 @@
 mod client;
 mod cluster;
 mod data;
+mod epochs;
+mod members;
 pub(crate) mod output;
+mod progress;
 mod ring;
 mod settings;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -23,7 +27,8 @@ use crate::lab::LabArgs;
 pub use client::{Call, Client, ClientError, Reply};
 pub(crate) use cluster::init_cluster;
 pub use output::Failure;
-pub(crate) use ring::{Waiting, change_ring};
+pub(crate) use progress::Waiting;
+pub(crate) use ring::change_ring;
 
 const LONG_ABOUT: &str = "\
 MyDataStore, a leaderless replicated key-value database.
@@ -161,6 +166,38 @@ Examples:
   mydatastore transition --wait                      until it has ended
   mydatastore transition abort")]
     Transition(ring::TransitionArgs),
+    /// How far the nodes have verified that all replicas have what was written
+    #[command(
+        long_about = "\
+How far the nodes have verified that all replicas have what was written.
+
+Time is cut into epochs. Once an epoch is closed, the replicas of each partition compare what was written in it; \
+when all are equal it is verified (settled) there, its tombstones are collected and its index is dropped. Every \
+node says this of the partitions it holds; this command asks all of them and adds up.",
+        after_help = "\
+Examples:
+  mydatastore epochs                                 the latest ten epochs, and each node
+  mydatastore epochs --limit 40 --json"
+    )]
+    Epochs(epochs::EpochsArgs),
+    /// Compare what the replicas of one partition have of one epoch
+    #[command(
+        long_about = "\
+Compare what the replicas of one partition have of one epoch.
+
+Asks each replica of the present ring for the root of its Merkle tree over the rows of that epoch: of every key \
+that was written in it, the greatest version. Equal roots are equal sets; of different ones the leaves that \
+differ are named. A settled epoch's rows are dropped: what is left is the chain, a hash over the roots of all \
+epochs up to the watermark; equal chains at equal watermarks mean that the sets were equal in every epoch up to \
+there. It compares what was written, epoch by epoch, and not what lies on the disks now: that is `digest`.
+
+Exit code: 0 equal, 1 different, 3 nothing certain: not closed yet, or a replica could not be asked.",
+        after_help = "\
+Examples:
+  mydatastore verify 17 42                           partition 17, epoch 42 (`mydatastore epochs` lists epochs)
+  mydatastore verify key:greeting 42                 the partition that a key belongs to"
+    )]
+    Verify(verify::VerifyArgs),
     /// Compare the contents of all replicas, partition by partition
     #[command(long_about = "\
 Compare the contents of all replicas, partition by partition.
@@ -236,6 +273,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Quorums(args) => ring::quorums(&args),
         Command::Exclude(args) => ring::exclude(&args),
         Command::Transition(args) => ring::transition(&args),
+        Command::Epochs(args) => epochs::epochs(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Digest(args) => cluster::digest(&args),
     }
 }
@@ -283,6 +322,9 @@ mod tests {
             "scan prefix --values --limit 10",
             "config --toml --data-dir x",
             "digest --json",
+            "epochs --limit 3 --json",
+            "verify 17 42 --node a:1",
+            "verify key:greeting 42 --json",
             "join node-4 node-5 --wait",
             "leave 00000000000000ab --request ab12",
             "replace node-2 --with node-4 --force",

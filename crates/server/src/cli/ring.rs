@@ -1,12 +1,13 @@
 //! Changes of the ring: `join`, `leave`, `replace`, `remove`, `reweigh`, `quorums`, `exclude`, `transition`.
 //!
 //! Each request has a name, drawn here unless given by `--request`. If an answer is lost, the same command
-//! with the same name is the same request, through any node; a failure prints it.
+//! with the same name is the same request, through any node; a failure prints it. Following a change to its
+//! end is in [`progress`](super::progress).
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use ureq::http::{Method, StatusCode};
@@ -14,16 +15,11 @@ use ureq::http::{Method, StatusCode};
 use super::NodeArgs;
 use super::client::{Call, Client};
 use super::output::{self, Failure, good_or_bad};
-use crate::http::bodies::{BlockerBody, RingAskBody, TransitionBody};
+use super::progress::{self, Waiting};
+use crate::http::bodies::{RingAskBody, TransitionBody};
 
 /// A node tries for 30 s to have a request taken up, and answers for 10 s more.
 const ASK_PATIENCE: Duration = Duration::from_secs(45);
-
-/// Pause between two looks at a change that is waited for.
-const LOOK_PAUSE: Duration = Duration::from_millis(250);
-
-/// A change that is waited for may be out of sight for this long, as when the asked node is restarted.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// How a change is asked for.
 #[derive(Args, Debug)]
@@ -205,6 +201,7 @@ pub(super) fn transition(args: &TransitionArgs) -> Result<ExitCode, Failure> {
     {
         now = Waiting::new(&client, &request, !args.node.json).until_ended(None)?;
     }
+    progress::ask_blockers(&client, &mut now);
     show(&now, args.node.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -280,110 +277,12 @@ pub(crate) fn change_ring(client: &Client, body: &RingAskBody) -> Result<Transit
     }
 }
 
-fn fate_in<'a>(transition: &'a TransitionBody, request: &str) -> Option<&'a str> {
+/// What has become of a request, as far as a node knows.
+pub(super) fn fate_in<'a>(transition: &'a TransitionBody, request: &str) -> Option<&'a str> {
     let name = |text: &str| u128::from_str_radix(text, 16).ok();
     let known = transition.requests.iter().rev();
     let mut known = known.filter(|known| name(&known.request) == name(request));
     known.next().map(|known| known.fate.as_str())
-}
-
-/// Waits for the end of a change.
-pub(crate) struct Waiting<'a> {
-    client: &'a Client,
-    request: &'a str,
-    /// Whether a person wants to see what happens.
-    tells: bool,
-    /// What was told last.
-    told: String,
-}
-
-impl<'a> Waiting<'a> {
-    pub(crate) fn new(client: &'a Client, request: &'a str, tells: bool) -> Waiting<'a> {
-        Waiting {
-            client,
-            request,
-            tells,
-            told: String::new(),
-        }
-    }
-
-    /// Waits until the change has finished, or for so long at most. One that was called off is a failure.
-    pub(crate) fn until_ended(
-        mut self,
-        patience: Option<Duration>,
-    ) -> Result<TransitionBody, Failure> {
-        let began = Instant::now();
-        let mut seen = Instant::now();
-        loop {
-            match self.client.get::<TransitionBody>("/v1/transition") {
-                Ok(now) => {
-                    seen = Instant::now();
-                    self.tell(&now)?;
-                    match fate_in(&now, self.request) {
-                        Some("finished") => return Ok(now),
-                        Some("aborted") => {
-                            return Err(Failure::unavailable(
-                                "the change was called off: the ring is as it was before it",
-                            ));
-                        }
-                        _ => {}
-                    }
-                }
-                Err(failure) if seen.elapsed() > SILENCE_MAX => return Err(failure),
-                Err(_) => {}
-            }
-            if patience.is_some_and(|patience| began.elapsed() > patience) {
-                return Err(Failure::unavailable(format!(
-                    "not ended after {} s; it goes on by itself: `mydatastore transition` shows it. \
-                     Last seen: {}",
-                    began.elapsed().as_secs(),
-                    self.told
-                )));
-            }
-            std::thread::sleep(LOOK_PAUSE);
-        }
-    }
-
-    fn tell(&mut self, now: &TransitionBody) -> Result<(), Failure> {
-        let words = progress(now);
-        if self.told != words {
-            if self.tells {
-                output::line(&words)?;
-            }
-            self.told = words;
-        }
-        Ok(())
-    }
-}
-
-/// One line about a change.
-fn progress(now: &TransitionBody) -> String {
-    let blockers: Vec<String> = now.blocked_by.iter().map(blocker_in_words).collect();
-    match blockers.is_empty() {
-        true => format!("ring version {}: {}", now.version, now.stage),
-        false => format!(
-            "ring version {}: {}, blocked by {}",
-            now.version,
-            now.stage,
-            blockers.join("; ")
-        ),
-    }
-}
-
-fn blocker_in_words(blocker: &BlockerBody) -> String {
-    let name = match blocker.name.is_empty() {
-        true => &blocker.id,
-        false => &blocker.name,
-    };
-    let dead = if blocker.alive { "" } else { ", which is dead" };
-    format!("{name}{dead} ({})", missing(blocker))
-}
-
-fn missing(blocker: &BlockerBody) -> &'static str {
-    match blocker.waits_for.as_str() {
-        "ready" => "copies and verifies",
-        _ => "has not acknowledged",
-    }
 }
 
 fn show(now: &TransitionBody, json: bool) -> Result<(), Failure> {
@@ -408,31 +307,20 @@ fn show(now: &TransitionBody, json: bool) -> Result<(), Failure> {
         output::line(format!("without  {}", names.join(", ")))?;
     }
     if !now.blocked_by.is_empty() {
-        let mut table = output::table(&["blocked by", "id", "alive", "since", "because it"]);
+        let heads = ["blocked by", "id", "alive", "since", "because it"];
+        let mut table = output::table(&heads);
         for blocker in &now.blocked_by {
             table.add_row([
                 blocker.name.clone(),
                 blocker.id.clone(),
                 good_or_bad(blocker.alive, if blocker.alive { "yes" } else { "no" }),
-                blocker.since_ms.map(since).unwrap_or_default(),
-                missing(blocker).to_owned(),
+                blocker.since_ms.map(output::ago).unwrap_or_default(),
+                progress::missing(blocker, None),
             ]);
         }
         output::line(table)?;
     }
     Ok(())
-}
-
-/// How long ago a moment was.
-fn since(moment_ms: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let moment = Duration::from_millis(moment_ms);
-    match now.saturating_sub(moment).as_secs() {
-        seconds @ 0..120 => format!("{seconds} s ago"),
-        seconds => format!("{} min ago", seconds / 60),
-    }
 }
 
 #[cfg(test)]
@@ -454,24 +342,5 @@ mod tests {
         };
         assert_eq!(fate_in(&known, "AB"), Some("finished"));
         assert_eq!(fate_in(&known, "ac"), None);
-    }
-
-    #[test]
-    fn progress_names_whom_it_waits_for() {
-        let now = TransitionBody {
-            version: 7,
-            stage: "stream".to_owned(),
-            blocked_by: vec![BlockerBody {
-                name: "node-4".to_owned(),
-                waits_for: "ready".to_owned(),
-                alive: true,
-                ..BlockerBody::default()
-            }],
-            ..TransitionBody::default()
-        };
-        assert_eq!(
-            progress(&now),
-            "ring version 7: stream, blocked by node-4 (copies and verifies)"
-        );
     }
 }

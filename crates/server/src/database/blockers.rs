@@ -43,7 +43,7 @@ impl BlockedSince {
 }
 
 /// The wall clock, milliseconds since 1970.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     since_1970.map_or(0, |since| since.as_millis() as u64)
 }

@@ -13,13 +13,15 @@ use mds_cluster::{
     TransitionView,
 };
 use mds_node::api::{Op, Outcome, Request, RequestError};
+use mds_node::core::Copying;
+use mds_node::epoch_set::EpochSet;
 use mds_types::slot::partition_of;
 use mds_types::{
-    Body, ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Record,
-    RequestId, RingStage, Topology, TopologyMember, TopologyVersion, Version,
+    Body, ClusterConfig, ClusterId, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, PartitionId,
+    Record, RequestId, RingStage, Topology, TopologyMember, TopologyVersion, Version,
 };
 
-use super::{AdminError, Answer, Database, Init, PartitionDigest, Sample};
+use super::{AdminError, Answer, Database, EpochsReport, Init, PartitionDigest, Sample};
 
 /// The stand-in.
 pub(crate) struct FakeDatabase {
@@ -35,6 +37,8 @@ struct State {
     hang: bool,
     open: bool,
     ring_asked: Vec<(RequestId, RingRequest)>,
+    epochs: Option<EpochsReport>,
+    epoch_set: Option<EpochSet>,
 }
 
 fn info(number: u64) -> MemberInfo {
@@ -100,6 +104,8 @@ impl FakeDatabase {
                 hang: false,
                 open: true,
                 ring_asked: Vec::new(),
+                epochs: None,
+                epoch_set: None,
             }),
         })
     }
@@ -121,6 +127,16 @@ impl FakeDatabase {
     /// Opens or closes the store.
     pub(crate) fn set_open(&self, open: bool) {
         self.state.lock().unwrap().open = open;
+    }
+
+    /// What is told of epochs from now on.
+    pub(crate) fn set_epochs(&self, report: EpochsReport) {
+        self.state.lock().unwrap().epochs = Some(report);
+    }
+
+    /// What is told of any epoch of any partition from now on.
+    pub(crate) fn set_epoch_set(&self, set: EpochSet) {
+        self.state.lock().unwrap().epoch_set = Some(set);
     }
 
     /// The latest request.
@@ -284,6 +300,27 @@ impl Database for FakeDatabase {
 
     fn blocked_since_ms(&self, _: &Blocker) -> Option<u64> {
         Some(1_000)
+    }
+
+    fn epochs(&self, limit: usize) -> Option<EpochsReport> {
+        let mut report = self.state.lock().unwrap().epochs.clone()?;
+        report.epochs.truncate(limit);
+        Some(report)
+    }
+
+    fn epoch_set(&self, _: PartitionId, _: Epoch) -> Answer<'_, Result<EpochSet, AdminError>> {
+        let set = self.state.lock().unwrap().epoch_set.clone();
+        Box::pin(async move {
+            set.ok_or_else(|| AdminError::Unavailable("the store is not open yet".to_owned()))
+        })
+    }
+
+    fn copying(&self) -> Copying {
+        Copying {
+            partitions: 5,
+            left: 3,
+            ..Copying::default()
+        }
     }
 
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {

@@ -4,6 +4,8 @@
 //! its place. What a request means is settled in [`mds_node::api`]; here it is only carried.
 
 mod blockers;
+mod epoch_samples;
+mod epochs;
 #[cfg(test)]
 pub(crate) mod fake;
 mod node;
@@ -16,9 +18,12 @@ use std::sync::Arc;
 use mds_cluster::state::Blocker;
 use mds_cluster::{ClusterView, RingRequest, TransitionView};
 use mds_node::api::{Outcome, Request, RequestError};
-use mds_types::{ClusterConfig, PartitionId, RequestId};
+use mds_node::core::Copying;
+use mds_node::epoch_set::EpochSet;
+use mds_types::{ClusterConfig, Epoch, PartitionId, RequestId};
 use serde::{Deserialize, Serialize};
 
+pub use epochs::{EpochCounts, EpochsReport, PartitionCounts};
 pub use node::RunningNode;
 pub use sample::{Reading, Sample};
 
@@ -52,6 +57,20 @@ pub trait Database: Send + Sync + 'static {
     /// 1970. None: it does not wait for it, or has only just begun to.
     fn blocked_since_ms(&self, blocker: &Blocker) -> Option<u64>;
 
+    /// How far this replica is with its epochs; of the latest, `limit` are told of. None until the store is
+    /// open.
+    fn epochs(&self, limit: usize) -> Option<EpochsReport>;
+
+    /// What this replica has of one epoch of a partition.
+    fn epoch_set(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+    ) -> Answer<'_, Result<EpochSet, AdminError>>;
+
+    /// How far this node is with partitions that it has to get.
+    fn copying(&self) -> Copying;
+
     /// What this replica holds, partition by partition.
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>>;
 
@@ -65,7 +84,8 @@ pub struct Init {
     /// Nodes the first ring is formed of, at least. The call waits, within limits, until as many are
     /// known, and takes in all that are.
     pub nodes: u32,
-    /// What is agreed for the cluster's life.
+    /// What is agreed at birth: the number of partitions for the cluster's life, N, R and W until they
+    /// are changed.
     pub config: ClusterConfig,
 }
 

@@ -7,12 +7,15 @@ use mds_cluster::control::{AdminError as ControlError, AdminReply, AdminRequest}
 use mds_cluster::state::Blocker;
 use mds_cluster::{ClusterView, MemberStage, RaftRole, RingRequest, Standing, TransitionView};
 use mds_node::api::{Outcome, Request, RequestError};
-use mds_node::core::{CoreStats, LatencyHistogram, Outcomes};
+use mds_node::core::{Copying, CoreStats, LatencyHistogram, Outcomes};
+use mds_node::epoch_set::EpochSet;
 use mds_node::shell::NodeHandle;
 use mds_storage::store::StoreStats;
-use mds_types::RequestId;
+use mds_types::{Epoch, PartitionId, RequestId};
 
-use super::blockers::BlockedSince;
+use super::blockers::{BlockedSince, now_ms};
+use super::epoch_samples::{ledger_samples, sync_samples, transition_samples};
+use super::epochs::{self, EpochTimes, EpochsReport};
 use super::{AdminError, Answer, Database, Init, PartitionDigest, Reading, Sample};
 
 /// How long `init` waits until gossip has found as many nodes as it is to form the ring of.
@@ -25,6 +28,7 @@ const SERVING_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct RunningNode {
     handle: NodeHandle,
     blocked_since: BlockedSince,
+    epoch_times: EpochTimes,
 }
 
 impl RunningNode {
@@ -32,9 +36,12 @@ impl RunningNode {
     pub fn new(handle: NodeHandle) -> RunningNode {
         let blocked_since = BlockedSince::default();
         drop(tokio::spawn(blocked_since.clone().follow(handle.clone())));
+        let epoch_times = EpochTimes::default();
+        drop(tokio::spawn(epoch_times.clone().follow(handle.clone())));
         RunningNode {
             handle,
             blocked_since,
+            epoch_times,
         }
     }
 }
@@ -104,6 +111,32 @@ impl Database for RunningNode {
         self.blocked_since.of(blocker)
     }
 
+    fn epochs(&self, limit: usize) -> Option<EpochsReport> {
+        let ledger = self.handle.ledger()?;
+        let (epoch, runs) = (self.handle.view().epoch, self.handle.runs());
+        let report = epochs::report(&ledger, epoch, &runs, &self.epoch_times, now_ms(), limit);
+        Some(report.waiting_for(self.handle.sync().blocked))
+    }
+
+    fn epoch_set(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+    ) -> Answer<'_, Result<EpochSet, AdminError>> {
+        let handle = self.handle.clone();
+        Box::pin(async move {
+            let read = move || handle.epoch_set(partition, epoch);
+            match tokio::task::spawn_blocking(read).await {
+                Ok(set) => set.map_err(AdminError::Unavailable),
+                Err(error) => Err(AdminError::Unavailable(error.to_string())),
+            }
+        })
+    }
+
+    fn copying(&self) -> Copying {
+        self.handle.sync().copying
+    }
+
     fn digest(&self) -> Answer<'_, Result<Vec<PartitionDigest>, AdminError>> {
         let handle = self.handle.clone();
         Box::pin(async move {
@@ -129,7 +162,13 @@ impl Database for RunningNode {
         if let Some(store) = &stats.store {
             samples.extend(store_samples(store));
         }
-        samples.extend(view_samples(&self.handle.view()));
+        let view = self.handle.view();
+        samples.extend(sync_samples(&self.handle.sync()));
+        if let Some(report) = self.epochs(0) {
+            samples.extend(ledger_samples(&report, &view, now_ms()));
+        }
+        samples.extend(transition_samples(&view));
+        samples.extend(view_samples(&view));
         samples
     }
 }
@@ -314,6 +353,9 @@ fn store_samples(store: &StoreStats) -> Vec<Sample> {
         ("applied", store.applied),
         ("superseded", store.superseded),
         ("same", store.same),
+        ("epoch_closed", store.epoch_closed),
+        ("settled", store.settled),
+        ("not_here", store.not_here),
     ];
     let merges = merges.map(|(result, count)| {
         Sample::counter("store_merges", "Records merged, by what came of it.", count)
@@ -323,6 +365,21 @@ fn store_samples(store: &StoreStats) -> Vec<Sample> {
     let gauge = |name, help, value: u64| Sample::gauge(name, help, value as f64);
     let mut samples = Vec::from(merges);
     samples.extend([
+        counter(
+            "store_rows_alone",
+            "Superseded versions that left their row in the epoch index.",
+            store.rows_alone,
+        ),
+        counter(
+            "store_collected",
+            "Dead records that were collected: tombstones of settled epochs, and expired values.",
+            store.collected,
+        ),
+        gauge(
+            "store_index_bytes",
+            "Bytes of bucket hashes in memory, roughly.",
+            store.index_bytes,
+        ),
         counter(
             "store_log_bytes",
             "Bytes appended to the log.",

@@ -34,6 +34,8 @@ MyDataStore, a leaderless replicated key-value database.
   curl -X DELETE /v1/kv/KEY                     delete
   curl '/v1/list?prefix=&limit=&values=true'    list;  /v1/scan?partition= for one partition
   curl /v1/status /v1/ring /v1/members /v1/config /v1/digest
+  curl /v1/epochs                               how far epochs are verified here
+  curl '/v1/verify?partition=P&epoch=E'         what this replica has of one of them
   curl -X POST -d '{\"nodes\":3}' /v1/init        give birth to a cluster
   curl /v1/transition                           how far a change of the ring is
   curl -X POST -d '{\"action\":\"join\",\"nodes\":[\"node-4\"]}' /v1/transition      change the ring

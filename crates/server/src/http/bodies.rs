@@ -2,11 +2,17 @@
 //!
 //! Fields are only ever added: readers ignore those they do not know.
 
+mod epochs;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::database::PartitionDigest;
+
+pub use epochs::{
+    AwaitedBody, CopyingBody, EpochBody, EpochSetBody, EpochsBody, LeafBody, PartitionCountsBody,
+};
 
 /// Why a request failed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -76,7 +82,7 @@ pub struct StatusBody {
     pub reason: String,
     /// 32 hexadecimal digits; all zero before the cluster is born.
     pub cluster: String,
-    /// What was agreed at birth.
+    /// What is agreed now; null before the cluster is born.
     pub config: Option<ClusterConfigBody>,
     /// The epoch.
     pub epoch: u64,
@@ -90,7 +96,7 @@ pub struct StatusBody {
     pub numbers: BTreeMap<String, f64>,
 }
 
-/// What was agreed at birth.
+/// What is agreed now. The number of partitions holds for the cluster's life; `quorums` changes the others.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterConfigBody {
     /// Partitions.
@@ -283,6 +289,9 @@ pub struct TransitionBody {
     /// The latest requests, the newest last.
     #[serde(default)]
     pub requests: Vec<RequestBody>,
+    /// How far the *answering* node is with the partitions that it has to get. Null from nodes that do not say.
+    #[serde(default)]
+    pub copying: Option<CopyingBody>,
 }
 
 /// A node, named for people.
@@ -308,6 +317,12 @@ pub struct BlockerBody {
     /// Since when, as far as the answering node has seen: milliseconds since 1970.
     #[serde(default)]
     pub since_ms: Option<u64>,
+    /// `host:port` for HTTP clients: there it tells how far it is.
+    #[serde(default)]
+    pub http: String,
+    /// How far it is with copying. A node says it of itself alone; the command line asks each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying: Option<CopyingBody>,
 }
 
 /// A request about the ring, and what became of it.

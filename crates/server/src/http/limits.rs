@@ -39,6 +39,12 @@ pub const PAGE_RECORDS_MAX: u32 = 1_000;
 /// Records of one page, unless the request says otherwise.
 pub const PAGE_RECORDS: u32 = 100;
 
+/// Epochs of one answer, at most; more is a bad request.
+pub const EPOCHS_MAX: usize = 1_000;
+
+/// Epochs of one answer, unless the request says otherwise.
+pub const EPOCHS: usize = 16;
+
 /// Keys and values of one page, bytes; a page that reaches it ends there and says where to go on.
 pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 

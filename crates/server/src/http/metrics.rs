@@ -35,6 +35,8 @@ pub(super) fn route_label(path: &str) -> &'static str {
         "/v1/members",
         "/v1/config",
         "/v1/digest",
+        "/v1/epochs",
+        "/v1/verify",
         "/v1/init",
         "/v1/transition",
         "/set",

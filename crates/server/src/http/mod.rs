@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `PUT GET HEAD DELETE /v1/kv/{key}` | one key; see [`kv`] |
 //! | `GET /v1/scan`, `GET /v1/list` | a page of one partition, of everything; see [`scan`] |
+//! | `GET /v1/epochs`, `GET /v1/verify` | how far epochs are verified; see [`epochs`] |
 //! | `GET /v1/status`, `/v1/ring`, `/v1/members`, `/v1/config`, `/v1/digest` | see [`admin`] |
 //! | `POST /v1/init` | gives birth to a cluster |
 //! | `GET POST /v1/transition` | changes of the ring; see [`transition`] |
@@ -25,6 +26,7 @@
 
 pub mod admin;
 pub mod bodies;
+mod epochs;
 mod key;
 mod kv;
 pub mod limits;
@@ -143,6 +145,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/scan", get(scan::scan))
         .route("/v1/list", get(scan::list))
         .route("/v1/digest", get(admin::digest))
+        .route("/v1/verify", get(epochs::verify))
         .route("/set", get(original::set))
         .route("/get", get(original::get))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), shed));
@@ -152,6 +155,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/ring", get(admin::ring))
         .route("/v1/members", get(admin::members))
         .route("/v1/config", get(admin::config))
+        .route("/v1/epochs", get(epochs::epochs))
         .route("/v1/init", post(admin::init))
         .route(
             "/v1/transition",

@@ -151,7 +151,7 @@ impl PageOptions {
     }
 }
 
-fn partition_count(app: &Arc<App>) -> Result<u16, Refusal> {
+pub(super) fn partition_count(app: &App) -> Result<u16, Refusal> {
     match &app.database.view().config {
         Some(config) => Ok(config.partition_count.max(1)),
         None => Err(Box::new(reply::error(

@@ -20,7 +20,7 @@ use mds_types::{NodeId, RequestId};
 
 use super::bodies::{BlockerBody, NamedNodeBody, RequestBody, RingAskBody, TransitionBody};
 use super::reply::{self, Refusal, bad_request};
-use super::{App, Shared, admin};
+use super::{App, Shared, admin, epochs};
 
 /// How long a request may take to be taken up: the node itself gives up after 30 s.
 const ASK_TIMEOUT: Duration = Duration::from_secs(40);
@@ -208,6 +208,7 @@ fn named(view: &ClusterView, node: NodeId) -> NamedNodeBody {
 }
 
 fn body(app: &App, view: &ClusterView, transition: &TransitionView) -> TransitionBody {
+    let copying = epochs::copying_body(&app.database.copying());
     let blockers = transition.blocked_by.iter().map(|blocker| {
         let NamedNodeBody { id, name } = named(view, blocker.node);
         BlockerBody {
@@ -220,6 +221,11 @@ fn body(app: &App, view: &ClusterView, transition: &TransitionView) -> Transitio
             .to_owned(),
             alive: view.is_alive(blocker.node),
             since_ms: app.database.blocked_since_ms(blocker),
+            http: view
+                .info(blocker.node)
+                .map(|info| info.http_addr.clone())
+                .unwrap_or_default(),
+            copying: (blocker.node == view.me).then_some(copying),
         }
     });
     let requests = transition
@@ -246,6 +252,7 @@ fn body(app: &App, view: &ClusterView, transition: &TransitionView) -> Transitio
             .map(|node| named(view, *node))
             .collect(),
         requests: requests.collect(),
+        copying: Some(copying),
     }
 }
 

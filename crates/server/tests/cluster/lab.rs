@@ -52,8 +52,14 @@ fn directory(name: &str) -> tempfile::TempDir {
 impl Lab {
     /// Starts three nodes whose ports are `offset` above the usual ones.
     pub(crate) fn start(name: &str, offset: u16) -> Lab {
+        Lab::start_with(name, offset, &[])
+    }
+
+    /// The same with further arguments for the lab.
+    pub(crate) fn start_with(name: &str, offset: u16, arguments: &[&str]) -> Lab {
         let temp = directory(name);
-        Lab::run(program(), temp.path().join("lab"), Some(temp), offset)
+        let dir = temp.path().join("lab");
+        Lab::run(program(), dir, Some(temp), offset, arguments)
     }
 
     /// The same on disks that can be made full, slow or broken, node i's being the one at i-1. `None`
@@ -65,12 +71,13 @@ impl Lab {
         let disks: Vec<FaultyDisk> = homes.collect();
         let mut program = program();
         program.envs(faulty_disk::environment(&dir)?);
-        Some((Lab::run(program, dir, Some(temp), offset), disks))
+        Some((Lab::run(program, dir, Some(temp), offset, &[]), disks))
     }
 
     /// Starts the lab in a directory that a lab has left.
     pub(crate) fn resume(kept: tempfile::TempDir, offset: u16) -> Lab {
-        Lab::run(program(), kept.path().join("lab"), Some(kept), offset)
+        let dir = kept.path().join("lab");
+        Lab::run(program(), dir, Some(kept), offset, &[])
     }
 
     fn run(
@@ -78,6 +85,7 @@ impl Lab {
         dir: PathBuf,
         kept: Option<tempfile::TempDir>,
         offset: u16,
+        arguments: &[&str],
     ) -> Lab {
         // A test that failed while it held its turn says nothing about the next one.
         let turn = ONE_AT_A_TIME
@@ -86,6 +94,7 @@ impl Lab {
         let mut child = program
             .args(["lab", "--port-offset", &offset.to_string(), "--dir"])
             .arg(&dir)
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .expect("the lab starts");

@@ -200,13 +200,19 @@ impl Core {
                 return true;
             }
             let is_held = ledger.partition(partition).state == PartitionState::Held;
-            let settled = settled_of(ledger, partition);
-            let verified = || {
-                let progress = self.sync.progress.get(&partition)?;
-                let verified = progress.verified(settled, ledger.closed);
-                Some(verified.last().map_or(settled, |(epoch, _)| *epoch))
-            };
-            is_held && verified().is_some_and(|verified| verified >= needed)
+            is_held && self.is_verified_up_to(partition, needed)
         })
+    }
+
+    /// Whether all others of a partition's group were seen equal to this node in all epochs up to this one.
+    pub(super) fn is_verified_up_to(&self, partition: PartitionId, needed: Epoch) -> bool {
+        let (Some(ledger), Some(progress)) =
+            (&self.sync.ledger, self.sync.progress.get(&partition))
+        else {
+            return false;
+        };
+        let settled = settled_of(ledger, partition);
+        let verified = progress.verified(settled, ledger.closed);
+        verified.last().map_or(settled, |(epoch, _)| *epoch) >= needed
     }
 }

@@ -20,6 +20,7 @@
 
 mod duty;
 mod repair;
+mod report;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use mds_types::{Epoch, NodeId, PartitionId, RingStage, RingUse, TopologyVersion}
 pub(super) use duty::RingDuty;
 pub use duty::RingReport;
 pub(super) use repair::RepairOp;
+pub use report::{Copying, SyncReport};
 pub(super) use serve::{failed_answer, to_wire};
 pub(super) use stream::StreamOp;
 
@@ -69,18 +71,30 @@ pub struct SyncStats {
     pub messages: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Messages received, likewise.
+    pub messages_received: u64,
+    /// Bytes in them.
+    pub bytes_received: u64,
     /// (partition, epoch) pairs compared with another replica.
     pub comparisons: u64,
     /// Of these, those that differed.
     pub differences: u64,
     /// Index rows received.
     pub rows: u64,
+    /// Index rows sent.
+    pub rows_sent: u64,
     /// Records received to repair what was missing here.
     pub records: u64,
+    /// Records sent to repair what was missing elsewhere.
+    pub records_sent: u64,
     /// Records received while whole partitions were copied here.
     pub streamed: u64,
     /// Bytes of these.
     pub streamed_bytes: u64,
+    /// Records sent to replicas that copy whole partitions from here.
+    pub streamed_sent: u64,
+    /// Partitions that were copied here to the end.
+    pub partitions_streamed: u64,
     /// (partition, epoch) pairs that this replica has settled.
     pub settled: u64,
     /// Partitions that were found to be wrong here, and were wiped to be copied anew.
@@ -109,6 +123,7 @@ pub(super) struct AntiEntropy {
     /// Since when something keeps the oldest open epoch from being settled, and who.
     pub(super) blocked: BTreeMap<NodeId, u64>,
     pub(super) stats: SyncStats,
+    figures: report::Figures,
 }
 
 /// How it goes with one member.
@@ -154,6 +169,7 @@ impl Default for AntiEntropy {
             duty: RingDuty::default(),
             blocked: BTreeMap::new(),
             stats: SyncStats::default(),
+            figures: report::Figures::default(),
         }
     }
 }
@@ -162,6 +178,9 @@ impl Core {
     /// The store's promises have changed.
     pub(super) fn on_ledger(&mut self, ledger: Arc<Ledger>) {
         let before = self.sync.ledger.replace(ledger.clone());
+        if let Some(before) = &before {
+            self.sync.stats.note_ledger(before, &ledger);
+        }
         let was_closed = before.map_or(Epoch(0), |before| before.closed);
         if ledger.closed > was_closed {
             // There is something to compare: at once.
@@ -243,6 +262,7 @@ impl Core {
         }
         // Who holds no data, not yet or no more, owes the ring its word all the same.
         self.tick_duty(now);
+        self.tick_report(now);
         if !self.is_replica_serving() {
             // It may be about to hold some: it makes place for them before writes come.
             let next = self.rings.rings().next.as_ref();
@@ -290,8 +310,7 @@ impl Core {
         if !self.is_usable(to) || self.links.send(to, message).is_err() {
             return false;
         }
-        self.sync.stats.messages += 1;
-        self.sync.stats.bytes += crate::wire::encoded_len(message) as u64;
+        self.sync.stats.note_sent(message);
         true
     }
 

@@ -87,8 +87,7 @@ impl Core {
 
     fn answer_sync(&mut self, reply_to: ReplyTo, message: &Message) {
         if let ReplyTo::Link(link) = reply_to {
-            self.sync.stats.messages += 1;
-            self.sync.stats.bytes += crate::wire::encoded_len(message) as u64;
+            self.sync.stats.note_sent(message);
             self.links.reply(link, message);
         }
     }

@@ -33,6 +33,9 @@ use crate::wire::{Message, Status, Stream, StreamReply, hash_of};
 /// Partitions that are copied at a time.
 const STREAMS_MAX: usize = 4;
 
+/// Partitions for which a source is looked for at a time: what is found together is written down together.
+const PROBES_MAX: usize = 64;
+
 /// Progress is made durable after so many pages.
 const PAGES_KEPT_EVERY: u32 = 8;
 
@@ -47,7 +50,9 @@ const RETRY_NS: u64 = 300_000_000;
 pub(super) struct Streams {
     /// Partitions with an operation in flight.
     busy: BTreeSet<PartitionId>,
-    /// When partitions may be looked at again after a failure.
+    /// Of these, the ones for which a source is looked for.
+    probing: usize,
+    /// When partitions may be looked at again: after a failure, or when the ledger should know.
     not_before_ns: BTreeMap<PartitionId, u64>,
     /// Up to which key each has come, ahead of what the ledger knows, and pages since that was told.
     at: BTreeMap<PartitionId, (Bytes, u32)>,
@@ -107,7 +112,10 @@ impl Core {
             return;
         }
         for partition in (0..self.rings.partition_count()).map(PartitionId) {
-            if self.sync.streams.busy.len() >= STREAMS_MAX {
+            let streams = &self.sync.streams;
+            let may_probe = streams.probing < PROBES_MAX;
+            let may_copy = streams.busy.len() - streams.probing < STREAMS_MAX;
+            if !may_probe && !may_copy {
                 return;
             }
             let not_before_ns = self.sync.streams.not_before_ns.get(&partition);
@@ -117,10 +125,10 @@ impl Core {
                 continue;
             }
             match &ledger.partition(partition).state {
-                PartitionState::Absent if self.wants_stream(partition) => {
+                PartitionState::Absent if may_probe && self.wants_stream(partition) => {
                     self.probe(now, partition);
                 }
-                PartitionState::Streaming { .. } if self.may_stream(partition) => {
+                PartitionState::Streaming { .. } if may_copy && self.may_stream(partition) => {
                     self.next_page(now, partition);
                 }
                 _ => {}
@@ -173,6 +181,7 @@ impl Core {
         let id = self.pending.insert(Pending::Stream(op));
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
         self.sync.streams.busy.insert(partition);
+        self.sync.streams.probing += 1;
         let message = Message::Stream(Stream {
             id,
             topology: self.rings.version().0,
@@ -212,7 +221,9 @@ impl Core {
         };
         self.pending.remove(id);
         self.sync.streams.busy.remove(&best.partition);
+        self.sync.streams.probing -= 1;
         self.sync.streams.at.remove(&best.partition);
+        self.rest_stream(now, best.partition);
         self.sync.duty.begun(best.partition);
         self.batch
             .orders
@@ -359,6 +370,7 @@ impl Core {
         let streams = &mut self.sync.streams;
         if !more {
             streams.at.remove(&partition);
+            self.rest_stream(now, partition);
             let order = LedgerOrder::FinishStreams(vec![partition]);
             return self.batch.orders.push(order);
         }
@@ -380,6 +392,7 @@ impl Core {
     pub(in super::super) fn on_stream_failed(&mut self, now: Now, id: u64) {
         if let Some(Pending::Stream(op)) = self.pending.remove(id) {
             self.sync.streams.busy.remove(&op.partition());
+            self.sync.streams.probing -= usize::from(matches!(op, StreamOp::Probe { .. }));
             self.rest_stream(now, op.partition());
         }
     }

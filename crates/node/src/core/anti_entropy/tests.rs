@@ -232,6 +232,14 @@ fn a_replica_whose_past_is_another_one_copies_the_partition_anew() {
     trio.enter(4);
     trio.pass_ms(6_000);
     assert!(trio.sync_stats(3).rebuilt >= 1);
+    let copied = trio.sync_stats(3);
+    assert!(copied.partitions_streamed >= 1);
+    let sent: u64 = (1..=2)
+        .map(|node| trio.sync_stats(node).streamed_sent)
+        .sum();
+    assert_eq!(copied.streamed, sent, "what is sent comes in");
+    let report = trio.node(3).core.sync_report();
+    assert_eq!((report.copying.partitions, report.copying.left), (0, 0));
     assert_eq!(trio.stored("rogue"), [None, None, None]);
     for number in 0..30 {
         let stored = trio.stored(&format!("key-{number}"));
@@ -333,6 +341,13 @@ fn a_member_without_data_acknowledges_the_ring_and_makes_place_for_what_it_will_
             ..stable
         },
     );
+    let copying = trio.node(3).core.sync_report().copying;
+    assert_eq!(
+        (copying.partitions, copying.left, copying.unverified),
+        (8, 8, 8)
+    );
+    let copying = trio.node(1).core.sync_report().copying;
+    assert_eq!((copying.partitions, copying.left), (0, 0), "it has them");
     let ledger = trio.node(3).io.ledger();
     assert_eq!(ledger.acked, TopologyVersion(3));
     let is_ready = |state: &PartitionState| matches!(state, PartitionState::Streaming { .. });

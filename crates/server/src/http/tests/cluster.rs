@@ -200,7 +200,11 @@ fn a_change_of_the_ring_is_asked_for_by_name_and_shown() {
     assert_eq!(shown["change"], "leave node-2");
     assert_eq!(
         shown["blocked_by"][0],
-        json!({"id": NodeId(3).to_string(), "name": "node-3", "waits_for": "ready", "alive": true, "since_ms": 1000})
+        json!({"id": NodeId(3).to_string(), "name": "node-3", "waits_for": "ready", "alive": true, "since_ms": 1000, "http": "127.0.0.1:8103"})
+    );
+    assert_eq!(
+        shown["copying"],
+        json!({"partitions": 5, "left": 3, "unverified": 0, "records": 0, "bytes": 0})
     );
     assert_eq!(post(json!({"action": "abort"})).status, 200);
     assert_eq!(

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod data;
+mod epochs;
 mod limits;
 
 use std::io::{Read, Write};
