@@ -204,17 +204,19 @@ impl Core {
         }
     }
 
-    /// Fetches records that are known to be missing, or else reads more rows, or ends.
+    /// Reads more rows until enough records are known to be missing, fetches these, or ends. Fetching is what
+    /// costs: a question, and a sync when they are merged.
     fn go_on(&mut self, now: Now, id: u64) {
         let Some(op) = self.repair(id) else { return };
-        if !op.missing.is_empty() {
+        let has_room = op.missing.len() < FETCH_KEYS_MAX;
+        let Some((bucket, after)) = op.next_page().filter(|_| has_room) else {
+            if op.missing.is_empty() {
+                return self.end_repair(now, id);
+            }
             op.step = Step::Records;
             let keys = op.missing.keys().take(FETCH_KEYS_MAX).cloned().collect();
             let message = Message::Fetch(Fetch { id, keys });
             return self.ask_member(now, id, &message);
-        }
-        let Some((bucket, after)) = op.next_page() else {
-            return self.end_repair(now, id);
         };
         op.step = Step::TheirRows;
         let message = Message::Rows(Rows {
