@@ -325,7 +325,7 @@ fn run_mutations(_start: u64, _seeds: u64) -> ExitCode {
 
 #[cfg(feature = "mutations")]
 fn run_mutations(start: u64, seeds: u64) -> ExitCode {
-    use mds_sim::mutations::hunt;
+    use mds_sim::mutations::{hunt, settings_for};
     use mds_types::mutation::Mutation;
 
     // A planted bug may panic, which is caught and counts; nobody needs to read it.
@@ -333,7 +333,7 @@ fn run_mutations(start: u64, seeds: u64) -> ExitCode {
     println!("trap  {:<20} {:>6}  caught by", "planted bug", "seeds");
     let mut caught = 0;
     for mutation in Mutation::ALL {
-        let result = hunt(mutation, start, seeds, &Settings::default());
+        let result = hunt(mutation, start, seeds, &settings_for(mutation));
         let by = match result.by {
             Some((seed, invariant)) => {
                 caught += 1;

@@ -17,6 +17,24 @@ pub struct Caught {
     pub seeds: u64,
 }
 
+/// How the runs of a bug are made. Those of the changes of the ring are drawn with such changes.
+pub fn settings_for(mutation: Mutation) -> Settings {
+    let is_of_rings = matches!(
+        mutation,
+        Mutation::UnionQuorum
+            | Mutation::StageWithoutAcks
+            | Mutation::StaleRingServed
+            | Mutation::VerifiedAcrossTopologies
+    );
+    match is_of_rings {
+        true => Settings {
+            rings: None,
+            ..Settings::default()
+        },
+        false => Settings::default(),
+    }
+}
+
 /// Looks for a seed that catches the bug, `seeds` of them from `start` on.
 pub fn hunt(mutation: Mutation, start: u64, seeds: u64, settings: &Settings) -> Caught {
     let mut caught = Caught {

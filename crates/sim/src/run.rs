@@ -24,7 +24,7 @@ use crate::faults::{
 };
 use crate::history::Ending;
 use crate::node::Process;
-use crate::oracle::{self, Violation};
+use crate::oracle::{self, Violation, settles_in_time};
 use crate::random::Random;
 use crate::rings::RingConfig;
 use crate::trace::Detail;
@@ -57,6 +57,10 @@ const PROGRESS_SUCCESSES: u64 = 4;
 /// And all hints have to be delivered within this, nanoseconds: a failed delivery may be repeated
 /// as late as 10 s afterwards, and may itself have taken 10 s.
 const DRAIN_NS_MAX: u64 = 45 * SECOND_NS;
+
+/// Epochs that are closed on all replicas are settled within this, nanoseconds: who has been away is asked again as
+/// late as 5 s afterwards, and a question that nobody answers is given up after 10 s.
+const SETTLED_NS_MAX: u64 = 60 * SECOND_NS;
 
 /// A sweep over all keys takes no longer than this, nanoseconds.
 const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
@@ -379,6 +383,7 @@ fn heal(world: &mut World) {
             .env
             .line(|| format!("{waiting} hints wait at node {node}"));
     }
+    settle(world);
     // Resets and resends that the faults left on the way may still break a stream.
     world.run(world.env.now_ns + SETTLE_NS, |_| false);
     bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
@@ -470,6 +475,28 @@ fn bounded(
     if !world.run(until_ns, is_good) && world.env.violations.is_empty() {
         let detail = format!("not within {} s", within_ns / SECOND_NS);
         world.env.violated(invariant, detail);
+    }
+}
+
+/// What is closed on all replicas gets settled, if none of them has lost its disk.
+fn settle(world: &mut World) {
+    let Some(goal) = world
+        .closed_everywhere()
+        .filter(|_| world.is_ring_at_rest())
+    else {
+        return;
+    };
+    let until_ns = world.env.now_ns + SETTLED_NS_MAX;
+    let is_settled = |world: &World| world.behind_in_settling(goal).is_none();
+    match world.run(until_ns, is_settled) {
+        true => world.env.reached.count("all that was closed is settled"),
+        false => {
+            if let Some(behind) = world.behind_in_settling(goal)
+                && world.env.violations.is_empty()
+            {
+                world.env.violated(settles_in_time::INVARIANT, behind);
+            }
+        }
     }
 }
 

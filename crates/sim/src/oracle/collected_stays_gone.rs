@@ -71,7 +71,8 @@ impl CollectedStaysGone {
         })
     }
 
-    fn greatest(&self, key: &Bytes) -> Option<Version> {
+    /// The greatest version of a key that is gone somewhere.
+    pub(super) fn greatest(&self, key: &Bytes) -> Option<Version> {
         let (_, version) = self.first.get(key)?.last()?;
         Some(*version)
     }
