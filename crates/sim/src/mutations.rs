@@ -4,6 +4,7 @@
 
 use mds_types::mutation::{Mutation, switch};
 
+use crate::faults::{Action, SECOND_NS, Schedule, Traffic};
 use crate::run::{Settings, run};
 
 /// What became of one planted bug.
@@ -26,13 +27,48 @@ pub fn settings_for(mutation: Mutation) -> Settings {
             | Mutation::StaleRingServed
             | Mutation::VerifiedAcrossTopologies
     );
-    match is_of_rings {
-        true => Settings {
+    match mutation {
+        Mutation::FloorIgnored => Settings {
+            schedule: Some(slow_clocks_out_of_sight()),
+            faults_ns: SLOW_CLOCK_EVERY_NS * SLOW_CLOCKS as u64,
+            ..Settings::default()
+        },
+        _ if is_of_rings => Settings {
             rings: None,
             ..Settings::default()
         },
-        false => Settings::default(),
+        _ => Settings::default(),
     }
+}
+
+/// How often a clock goes wrong where nobody hears of it, and how far apart, nanoseconds.
+const SLOW_CLOCKS: usize = 3;
+const SLOW_CLOCK_EVERY_NS: u64 = 15 * SECOND_NS;
+
+/// A floor follows the slowest clock that the leader has heard of lately. So only who was cut off for long, with a clock
+/// that went back meanwhile, may know of an epoch the floor of which lies ahead of its own time, and must not stamp below
+/// it. That is too rare to wait for: the schedule is written by hand. The seed draws all the rest.
+fn slow_clocks_out_of_sight() -> Schedule {
+    let episode = |number: usize| {
+        let node = number % 3;
+        let at_ns = number as u64 * SLOW_CLOCK_EVERY_NS;
+        let others = (0..5).filter(move |other| *other != node);
+        let cut = Action::Cut {
+            name: "node cut off",
+            traffic: Traffic::Everything,
+            pairs: others
+                .flat_map(|other| [(node, other), (other, node)])
+                .collect(),
+            for_ns: 11 * SECOND_NS,
+        };
+        let jump = Action::ClockJump {
+            node,
+            by_us: -2_500_000,
+            for_ns: 14 * SECOND_NS,
+        };
+        [(at_ns, cut), (at_ns, jump)]
+    };
+    (0..SLOW_CLOCKS).flat_map(episode).collect()
 }
 
 /// Looks for a seed that catches the bug, `seeds` of them from `start` on.

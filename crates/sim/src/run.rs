@@ -556,8 +556,8 @@ fn sweep(world: &mut World) {
         let Some(replicas) = replicas(world) else {
             return;
         };
-        let watch = &world.env.watch;
-        difference = oracle::difference(&replicas, watch, |key| holders(world, key));
+        let (watch, partitions) = (&world.env.watch, world.config.partition_count);
+        difference = oracle::difference(&replicas, watch, partitions, |key| holders(world, key));
         if difference.is_none() {
             return;
         }

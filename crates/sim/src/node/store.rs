@@ -27,6 +27,7 @@ use crate::event::NodeEvent;
 use crate::faults::MILLISECOND_NS;
 use crate::oracle::arrivals::{self, Arrival};
 use crate::oracle::settled_is_equal::Held;
+use crate::oracle::settled_is_final::SettledIsFinal;
 use crate::oracle::{closed_takes_nothing, settled_takes_nothing};
 
 /// Small, so that a run goes through many segments and flushes.
@@ -52,6 +53,7 @@ pub(super) struct StoreLane {
     idle_seq: u64,
     /// The ledger as the oracle last saw it.
     seen: Arc<Ledger>,
+    refusals: SettledIsFinal,
 }
 
 impl StoreLane {
@@ -86,6 +88,7 @@ impl StoreLane {
         io.set_wait_for_flusher(Box::new(move || in_the_way.work().unwrap_or(false)));
         let lane = StoreLane {
             seen: io.ledger(),
+            refusals: SettledIsFinal::default(),
             io,
             reader,
             flusher,
@@ -96,7 +99,9 @@ impl StoreLane {
             is_flush_due: false,
             idle_seq: 0,
         };
-        env.watch.promised(incarnation.node_id(), lane.seen.acked);
+        if is_true_to_its_past {
+            env.watch.promised(node, incarnation.node_id(), &lane.seen);
+        }
         let records = lane.all_records()?;
         env.line(|| {
             format!(
@@ -232,8 +237,9 @@ impl Process {
             return;
         }
         arrivals::after(&mut arrivals, &done);
-        let broken = closed_takes_nothing::check(self.node, ledger.closed, &arrivals)
-            .or_else(|| settled_takes_nothing::check(self.node, &arrivals));
+        let broken = settled_takes_nothing::check(self.node, &arrivals)
+            .or_else(|| closed_takes_nothing::check(self.node, ledger.closed, &arrivals))
+            .or_else(|| lane.refusals.check(self.node, &arrivals, &done));
         if let Some(broken) = broken {
             env.violated(broken.0, broken.1);
         }
@@ -289,7 +295,8 @@ impl Process {
             .add("partition found wrong", done.wrong.len() as u64);
         let Some(ledger) = &done.ledger else { return };
         let before = std::mem::replace(&mut lane.seen, ledger.clone());
-        env.watch.promised(self.incarnation.node_id(), ledger.acked);
+        env.watch
+            .promised(self.node, self.incarnation.node_id(), ledger);
         if ledger.closed > before.closed {
             env.reached.count("epoch closed");
         }

@@ -28,6 +28,7 @@ mod regular_reads;
 mod replicas_converge;
 mod sessions_hold;
 pub(crate) mod settled_is_equal;
+pub(crate) mod settled_is_final;
 pub(crate) mod settled_takes_nothing;
 pub(crate) mod settles_in_time;
 mod stages_wait;
@@ -67,9 +68,10 @@ use versions_grow::VersionsGrow;
 pub(crate) fn difference(
     replicas: &[Vec<Record>],
     watch: &Watch,
+    partitions: u16,
     holders: impl Fn(&Bytes) -> Vec<usize>,
 ) -> Option<String> {
-    replicas_converge::difference(&watch.as_if_kept(replicas), holders)
+    replicas_converge::difference(&watch.as_if_kept(replicas, partitions), holders)
 }
 
 /// Broken by a start that does not find what the replica had shown before.
@@ -128,9 +130,10 @@ impl Watch {
         is_there(self.versions.of(node, key)) || is_there(self.collected.greatest(key))
     }
 
-    /// A node's ledger has this version of the rings acknowledged.
-    pub(crate) fn promised(&mut self, node: NodeId, acked: TopologyVersion) {
-        self.stages.promised(node, acked);
+    /// What a replica's ledger says. `id`: who the node is.
+    pub(crate) fn promised(&mut self, node: usize, id: NodeId, ledger: &Ledger) {
+        self.stages.promised(id, ledger.acked);
+        self.collected.promised(node, ledger);
     }
 
     /// A member has told a node, in that start of it, that it has the same root of a set.
@@ -199,10 +202,10 @@ impl Watch {
     }
 
     /// What the replicas would hold, had they collected nothing.
-    fn as_if_kept(&self, replicas: &[Vec<Record>]) -> Vec<Vec<Record>> {
+    fn as_if_kept(&self, replicas: &[Vec<Record>], partitions: u16) -> Vec<Vec<Record>> {
         let kept = |(node, records): (usize, &Vec<Record>)| {
             let mut kept = records.clone();
-            kept.extend(self.collected.of(node).cloned());
+            kept.extend(self.collected.of(node, records, partitions));
             kept
         };
         replicas.iter().enumerate().map(kept).collect()
@@ -328,7 +331,7 @@ pub(crate) fn examine(
 ) -> Vec<Broken> {
     let n = config.replicas;
     let (replicas, history) = (
-        &watch.as_if_kept(replicas)[..],
+        &watch.as_if_kept(replicas, config.partition_count)[..],
         &watch.with_collected(history),
     );
     let mut broken = Vec::new();
