@@ -25,8 +25,8 @@ impl World {
         let partition = partition_of(&told.key, self.config.partition_count);
         let used = rings_of(placed.rings.stage, told.is_write);
         let mut rings = placed.replicas(partition, used);
-        rings.find_map(|(replicas, n)| {
-            quorums_are_held::check(told, replicas, n, |node| {
+        rings.find_map(|(replicas, config)| {
+            quorums_are_held::check(told, replicas, config, |node| {
                 self.holds_or_may_not(node, told, partition)
             })
         })

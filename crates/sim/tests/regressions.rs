@@ -13,3 +13,17 @@ fn a_refused_copy_leaves_its_original_alone() {
         assert_eq!(report.violations, [], "seed {seed}");
     }
 }
+
+/// A change of the ring was called off. Hints for the node that was to join waited for ever: it holds no data, so it
+/// refused them, and its coordinators tried again.
+#[test]
+fn hints_for_who_did_not_join_after_all_are_given_up() {
+    for seed in [52, 163] {
+        let settings = Settings {
+            rings: None,
+            ..Settings::default()
+        };
+        let report = run(seed, &settings);
+        assert_eq!(report.violations, [], "seed {seed}");
+    }
+}

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 
 use mds_storage::hints::HintToken;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{NodeId, Record};
+use mds_types::slot::partition_of;
+use mds_types::{NodeId, Record, RingUse, TopologyVersion};
 
 use super::write::Encoded;
 use super::{Core, Pending};
@@ -140,6 +141,20 @@ impl Core {
         };
         if records.is_empty() {
             return self.hinting.landed(now.mono_ns, target, true);
+        }
+        if self.rings.version() > TopologyVersion(0) && !self.is_behind_its_word() {
+            // Who was to become a replica, in a change that was called off, will never take them.
+            let rings = &self.rings;
+            let partitions = rings.partition_count();
+            records.retain(|record| {
+                let partition = partition_of(&record.key, partitions);
+                rings.holds_in(RingUse::BOTH, partition, target)
+            });
+        }
+        if records.is_empty() {
+            self.batch.hints_delivered.push((target, token));
+            self.hinting.landed(now.mono_ns, target, true);
+            return self.read_hints(target);
         }
         let count = records.len();
         let delivery = Delivery {

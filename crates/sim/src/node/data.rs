@@ -52,8 +52,15 @@ pub(super) struct DataLane {
 /// A client that waits for an answer.
 struct Call {
     asker: Asker,
-    /// If it asked for one key: which, and how many replicas hold what it will be told.
-    asked: Option<(Bytes, u8)>,
+    /// If it is about one key.
+    asked: Option<Asked>,
+}
+
+/// What a request about one key says.
+struct Asked {
+    key: Bytes,
+    r: Option<u8>,
+    w: Option<u8>,
 }
 
 /// The care for a connection to one peer.
@@ -92,25 +99,20 @@ impl Process {
             front: FRONT_HTTP,
             id: self.data.next_call,
         };
-        let asked = self.asked_of(&request);
+        let (options, op) = (&request.options, &request.op);
+        let asked = match op {
+            Op::Put { key, .. } | Op::Delete { key } | Op::Get { key } => Some(Asked {
+                key: key.clone(),
+                r: options.read_quorum,
+                w: options.write_quorum,
+            }),
+            Op::Scan { .. } | Op::Count { .. } => None,
+        };
         self.data.calls.insert(tag.id, Call { asker: from, asked });
         self.data
             .core
             .submit(self.clock.at(env.now_ns), request, tag);
         self.schedule_end_of_turn(env);
-    }
-
-    /// Which key a request is about, and how many replicas hold what it will be answered.
-    fn asked_of(&self, request: &Request) -> Option<(Bytes, u8)> {
-        let config = self.data.view.config.as_ref()?;
-        let options = &request.options;
-        let w = options.write_quorum.unwrap_or(config.write_quorum);
-        let r = options.read_quorum.unwrap_or(config.read_quorum);
-        match &request.op {
-            Op::Put { key, .. } | Op::Delete { key } => Some((key.clone(), w)),
-            Op::Get { key } => Some((key.clone(), r.min(w))),
-            Op::Scan { .. } | Op::Count { .. } => None,
-        }
     }
 
     pub(super) fn schedule_end_of_turn(&mut self, env: &mut Env) {
@@ -146,8 +148,8 @@ impl Process {
             }
             for (tag, result) in done {
                 if let Some(Call { asker, asked }) = self.data.calls.remove(&tag.id) {
-                    if let (Some((key, quorum)), Ok(outcome)) = (asked, &result) {
-                        self.note_told(key, quorum, outcome, env);
+                    if let (Some(asked), Ok(outcome)) = (asked, &result) {
+                        self.note_told(asked, outcome, env);
                     }
                     let (attempt, result) = (asker.attempt, Box::new(result));
                     env.tell_client(asker.client, ClientEvent::Reply { attempt, result });
@@ -166,7 +168,7 @@ impl Process {
     }
 
     /// Has the oracle look at what a client is told.
-    fn note_told(&self, key: Bytes, quorum: u8, outcome: &Outcome, env: &mut Env) {
+    fn note_told(&self, asked: Asked, outcome: &Outcome, env: &mut Env) {
         let (version, is_write) = match outcome {
             Outcome::Written { version, .. } => (*version, true),
             Outcome::Read {
@@ -175,12 +177,14 @@ impl Process {
             } => (*version, false),
             _ => return,
         };
+        let Asked { key, r, w } = asked;
         env.watch.told.push(Told {
             node: self.node,
             key,
             version,
             is_write,
-            quorum,
+            r,
+            w,
         });
     }
 

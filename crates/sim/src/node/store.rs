@@ -99,9 +99,6 @@ impl StoreLane {
             is_flush_due: false,
             idle_seq: 0,
         };
-        if is_true_to_its_past {
-            env.watch.promised(node, incarnation.node_id(), &lane.seen);
-        }
         let records = lane.all_records()?;
         env.line(|| {
             format!(
@@ -112,6 +109,10 @@ impl StoreLane {
         });
         // An old copy shows what was; it may as long as nobody asks it. Damage is looked at elsewhere.
         if is_true_to_its_past {
+            let id = incarnation.node_id();
+            if let Some(broken) = env.watch.promised(node, id, &lane.seen) {
+                env.violated(broken.0, broken.1);
+            }
             let at = (env.now_ns, node, life);
             for broken in env.watch.node_recovered(at, &records, &lane.seen) {
                 env.violated(broken.0, broken.1);
@@ -295,8 +296,13 @@ impl Process {
             .add("partition found wrong", done.wrong.len() as u64);
         let Some(ledger) = &done.ledger else { return };
         let before = std::mem::replace(&mut lane.seen, ledger.clone());
-        env.watch
-            .promised(self.node, self.incarnation.node_id(), ledger);
+        let (node, id) = (self.node, self.incarnation.node_id());
+        // What an old copy has promised was taken back with it.
+        if self.origin != Origin::Copy
+            && let Some(broken) = env.watch.promised(node, id, ledger)
+        {
+            env.violated(broken.0, broken.1);
+        }
         if ledger.closed > before.closed {
             env.reached.count("epoch closed");
         }

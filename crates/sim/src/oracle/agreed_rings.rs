@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mds_protocol::Placement;
-use mds_types::{NodeId, PartitionId, Ring, RingUse, Rings, TopologyVersion};
+use mds_types::{ClusterConfig, NodeId, PartitionId, Ring, RingUse, Rings, TopologyVersion};
 
 /// One version of the rings.
 pub(crate) struct Placed {
@@ -24,16 +24,16 @@ impl Placed {
         }
     }
 
-    /// The replicas of a partition in each of these rings, with the ring's N.
+    /// The replicas of a partition in each of these rings, with the ring's configuration.
     pub(crate) fn replicas(
         &self,
         partition: PartitionId,
         used: RingUse,
-    ) -> impl Iterator<Item = (&[NodeId], u8)> {
+    ) -> impl Iterator<Item = (&[NodeId], &ClusterConfig)> {
         let current = used.current.then_some((&self.current, &self.rings.current));
         let next = self.next.as_ref().zip(self.rings.next.as_ref());
         let placed = current.into_iter().chain(next.filter(|_| used.next));
-        placed.map(move |(placed, ring)| (placed.replicas(partition), ring.config.replicas))
+        placed.map(move |(placed, ring)| (placed.replicas(partition), &ring.config))
     }
 
     /// All who have to be equal with `me` in a partition: the replicas in all rings in force that are waited for.

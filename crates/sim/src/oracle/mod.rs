@@ -22,6 +22,7 @@ mod one_cluster;
 mod one_record_per_version;
 mod one_version_per_write;
 mod pages_are_true;
+mod promises_only_grow;
 pub(crate) mod queues_are_bounded;
 pub(crate) mod quorums_are_held;
 mod regular_reads;
@@ -57,6 +58,7 @@ use election_safety::ElectionSafety;
 use one_cluster::OneCluster;
 use one_record_per_version::OneRecordPerVersion;
 use one_version_per_write::OneVersionPerWrite;
+use promises_only_grow::PromisesOnlyGrow;
 use quorums_are_held::Told;
 use stages_wait::StagesWait;
 use stamps_above_floors::StampsAboveFloors;
@@ -104,6 +106,7 @@ pub(crate) struct Watch {
     collected: CollectedStaysGone,
     floors: StampsAboveFloors,
     stages: StagesWait,
+    promises: PromisesOnlyGrow,
     verified: VerifiedUnderOneVersion,
     /// The rings that were agreed on.
     pub(crate) rings: AgreedRings,
@@ -131,9 +134,10 @@ impl Watch {
     }
 
     /// What a replica's ledger says. `id`: who the node is.
-    pub(crate) fn promised(&mut self, node: usize, id: NodeId, ledger: &Ledger) {
+    pub(crate) fn promised(&mut self, node: usize, id: NodeId, ledger: &Ledger) -> Option<Broken> {
         self.stages.promised(id, ledger.acked);
         self.collected.promised(node, ledger);
+        self.promises.promised(node, ledger)
     }
 
     /// A member has told a node, in that start of it, that it has the same root of a set.
@@ -277,6 +281,7 @@ impl Watch {
     pub(crate) fn node_wiped(&mut self, node: usize) {
         self.versions.forget(node);
         self.collected.forget(node);
+        self.promises.forget(node);
     }
 
     /// A start may have lost its power just after it had collected something, or had given a partition away.

@@ -9,7 +9,7 @@
 //! what is asked for are the rings that *both* stages count in; for each pair of neighbours there is one.
 
 use bytes::Bytes;
-use mds_types::{NodeId, RingStage, RingUse, Version};
+use mds_types::{ClusterConfig, NodeId, RingStage, RingUse, Version};
 
 use super::Broken;
 
@@ -23,8 +23,20 @@ pub(crate) struct Told {
     pub(crate) key: Bytes,
     pub(crate) version: Version,
     pub(crate) is_write: bool,
-    /// How many replicas hold it, at least.
-    pub(crate) quorum: u8,
+    /// The R that its request asked for, if it did not leave it to the ring.
+    pub(crate) r: Option<u8>,
+    /// And the W.
+    pub(crate) w: Option<u8>,
+}
+
+impl Told {
+    /// How many replicas of a ring hold it, at least.
+    fn needed(&self, config: &ClusterConfig) -> usize {
+        let w = self.w.unwrap_or(config.write_quorum);
+        let r = self.r.unwrap_or(config.read_quorum);
+        let needed = if self.is_write { w } else { r.min(w) };
+        usize::from(needed.min(config.replicas))
+    }
 }
 
 /// The rings that requests under way count in for certain, given the newest stage.
@@ -43,15 +55,15 @@ pub(crate) fn rings_of(stage: RingStage, is_write: bool) -> RingUse {
     }
 }
 
-/// `replicas` of the key in one ring of N = `n`; `holds` says which of them have the version or a newer one.
+/// `replicas` of the key in one ring; `holds` says which of them have the version or a newer one.
 pub(crate) fn check(
     told: &Told,
     replicas: &[NodeId],
-    n: u8,
+    config: &ClusterConfig,
     holds: impl Fn(NodeId) -> bool,
 ) -> Option<Broken> {
     let holders = replicas.iter().filter(|replica| holds(**replica)).count();
-    let needed = usize::from(told.quorum.min(n));
+    let needed = told.needed(config);
     (holders < needed).then(|| {
         let what = match told.is_write {
             true => "acknowledged",
@@ -78,15 +90,27 @@ mod tests {
             key: key(1),
             version: version(5),
             is_write: true,
-            quorum: 2,
+            r: None,
+            w: Some(2),
         };
+        let config = ClusterConfig::default();
         let (current, next) = ([1, 2, 3].map(NodeId), [2, 3, 4].map(NodeId));
         // A quorum of the union, and of one ring only.
         let holds = |node: NodeId| [1, 2].contains(&node.0);
-        assert_eq!(check(&told, &current, 3, holds), None);
-        assert!(check(&told, &next, 3, holds).is_some());
-        let one = Told { quorum: 1, ..told };
-        assert_eq!(check(&one, &next, 3, holds), None);
+        assert_eq!(check(&told, &current, &config, holds), None);
+        assert!(check(&told, &next, &config, holds).is_some());
+        let one = Told {
+            w: Some(1),
+            ..told.clone()
+        };
+        assert_eq!(check(&one, &next, &config, holds), None);
+        let read = Told {
+            is_write: false,
+            r: Some(1),
+            ..told
+        };
+        assert_eq!(check(&read, &next, &config, holds), None);
+        assert!(check(&read, &[NodeId(4)], &config, holds).is_some());
     }
 
     #[test]
