@@ -27,3 +27,15 @@ fn hints_for_who_did_not_join_after_all_are_given_up() {
         assert_eq!(report.violations, [], "seed {seed}");
     }
 }
+
+/// A page met a replica before it got a tombstone, and another one after it had collected it: the deleted value was
+/// shown again.
+#[test]
+fn pages_do_not_show_what_was_collected_between_them() {
+    let settings = Settings {
+        rings: None,
+        ..Settings::default()
+    };
+    let report = run(397, &settings);
+    assert_eq!(report.violations, [], "seed 397");
+}

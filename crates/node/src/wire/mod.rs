@@ -201,6 +201,9 @@ pub struct ScanReply {
     /// Live records, if the count was asked for.
     #[prost(uint64, tag = "5")]
     pub count: u64,
+    /// The epoch up to which the replica had settled the partition before it read the page.
+    #[prost(uint64, tag = "6")]
+    pub settled: u64,
 }
 
 /// Are you there? Answered by the core itself, without the store: it tells a slow disk from a dead
