@@ -454,7 +454,8 @@ mod tests {
                     status: 0,
                     records,
                     more,
-                    count: 7
+                    count: 7,
+                    settled: id / 2,
                 })),
             any::<u64>().prop_map(|id| Message::Ping(Ping { id })),
         ]
