@@ -4,15 +4,15 @@
 //! What it wants stands in the schedule, as [`RingAct`]s. It looks at the cluster from outside a few times a second,
 //! and asks for what it wants under one request id until the change is known to be under way: nodes may be down,
 //! the leader may change, an earlier change may have to end first. Of its own accord it *excludes* a directory
-//! that is gone and holds a change up, lets the new node on that machine *replace* it, and switches machines off
-//! whose nodes have left.
+//! that is gone and holds a change up, lets the new node on that machine *replace* it, *removes* it if it was only
+//! waiting, and switches machines off whose nodes have left.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use mds_cluster::view::{MemberStage, TransitionView};
+use mds_cluster::view::MemberStage;
 use mds_cluster::{AdminRequest, ClusterView, RequestFate, RingRequest, Standing};
-use mds_types::{NodeId, RequestId, RingStage};
+use mds_types::{NodeId, RequestId, RingStage, RingUse};
 
 use crate::event::Event;
 use crate::faults::{Action, MILLISECOND_NS, Schedule};
@@ -236,7 +236,7 @@ impl World {
         self.receive_members(&view);
         self.switch_off_who_left(&view);
         match view.transition.request {
-            Some(request) => self.see_to_change(request, &view.transition),
+            Some(request) => self.see_to_change(request, &view),
             None => self.begin_changes(&view),
         }
     }
@@ -277,7 +277,8 @@ impl World {
     }
 
     /// A change is under way: it is called off if that is wanted, and whoever is gone is not waited for.
-    fn see_to_change(&mut self, request: RequestId, change: &TransitionView) {
+    fn see_to_change(&mut self, request: RequestId, view: &ClusterView) {
+        let change = &view.transition;
         let administrator = &mut self.administrator;
         administrator.wishes.retain(|wish| wish.request != request);
         let wants_abort = administrator
@@ -289,8 +290,13 @@ impl World {
             self.ask(request, RingRequest::Abort);
         }
         let lost = &self.env.lost;
+        // A replica that is gone may hold others up, who cannot compare themselves with it.
+        let rings = view.rings.used(RingUse::BOTH);
+        let replicas =
+            rings.flat_map(|ring| ring.topology.members.iter().map(|member| member.node));
         let in_the_way = change.blocked_by.iter().map(|blocker| blocker.node);
         let gone = in_the_way
+            .chain(replicas)
             .filter(|node| lost.contains(node) && !change.excluded.contains(node))
             .min();
         if let Some(node) = gone {
@@ -303,7 +309,7 @@ impl World {
         let known = &view.transition.requests;
         let is_over = |wish: &Wish| known.iter().any(|(request, _)| *request == wish.request);
         self.administrator.wishes.retain(|wish| !is_over(wish));
-        if self.replace_lost(view) {
+        if self.replace_lost(view) || self.remove_lost(view) {
             return;
         }
         let Some(mut wish) = self.administrator.wishes.pop_front() else {
@@ -356,6 +362,19 @@ impl World {
             self.ask(request, RingRequest::Replace { dead, with, forced });
         }
         true
+    }
+
+    /// Has a lost node that was only waiting taken off the list: the ring waits for its word, too.
+    fn remove_lost(&mut self, view: &ClusterView) -> bool {
+        let blockers = view.transition.blocked_by.iter();
+        let mut blockers = blockers.map(|blocker| blocker.node);
+        let lost = blockers.find(|node| self.env.lost.contains(node));
+        if let Some(node) = lost {
+            let forced = false;
+            let request = self.administrator.next_request();
+            self.ask(request, RingRequest::Remove { node, forced });
+        }
+        lost.is_some()
     }
 
     /// The request that an act comes to at present, if it is possible.

@@ -68,7 +68,7 @@ mod tests {
             purpose: Purpose::Repair,
             ..late.clone()
         };
-        assert!(!is_broken(&[repair.clone()]));
+        assert!(!is_broken(std::slice::from_ref(&repair)));
         assert!(!is_broken(&[repair, late.clone()]), "it is there by then");
         let same = Arrival {
             before: Some(Some(version(5))),
