@@ -365,7 +365,8 @@ impl Process {
         let now = self.clock.at(env.now_ns);
         let accepted_from = self.data.view.rings.accepted_from;
         let heard = Heard::of(input, accepted_from);
-        let before = heard.is_about_data().then(|| self.data.core.stats());
+        let has_old = heard.has_old_requests(accepted_from);
+        let before = has_old.then(|| self.data.core.stats());
         let understood = self.data.core.on_link_bytes(now, *link, input);
         if let Some(before) = before {
             let now = self.data.core.stats();

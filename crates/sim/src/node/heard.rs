@@ -60,9 +60,10 @@ impl Heard {
         }
     }
 
-    /// Whether there are requests among them.
-    pub(super) fn is_about_data(&self) -> bool {
-        !self.puts.is_empty() || !self.gets.is_empty()
+    /// Whether there are requests among them that were routed by rings too old to be served.
+    pub(super) fn has_old_requests(&self, accepted_from: TopologyVersion) -> bool {
+        let mut routed = self.puts.iter().chain(&self.gets);
+        routed.any(|version| *version < accepted_from)
     }
 
     /// Tells the oracle which sets were asked about on a connection, and which of them the other side has found equal.
