@@ -39,3 +39,15 @@ fn pages_do_not_show_what_was_collected_between_them() {
     let report = run(397, &settings);
     assert_eq!(report.violations, [], "seed 397");
 }
+
+/// A copy that was taken before its original had learnt of the cluster was not refused: it belonged to no cluster, so what
+/// the members said did not concern it, and they did not invite it, because they knew its original.
+#[test]
+fn a_copy_from_before_the_cluster_is_refused() {
+    let settings = Settings {
+        rings: None,
+        ..Settings::default()
+    };
+    let report = run(1410, &settings);
+    assert_eq!(report.violations, [], "seed 1410");
+}

@@ -51,7 +51,9 @@ impl Control {
         if self.is_present_start(from, envelope.from_boot, envelope.from_nonce) {
             self.clocks.heard(from, self.now_ns, clock_us);
         }
-        if cluster == self.cluster() && !self.remembers_start(envelope.to_nonce) {
+        // A copy from before its original learnt of the cluster belongs to none, and is not invited again.
+        let is_ours = cluster == self.cluster() || self.cluster().is_none();
+        if is_ours && !self.remembers_start(envelope.to_nonce) {
             return self.refuse(start_number_used(self.boot));
         }
         match envelope.body {
