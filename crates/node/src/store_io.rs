@@ -712,6 +712,8 @@ pub enum ReadAnswer {
         records: Vec<Record>,
         /// Whether more may follow.
         more: bool,
+        /// The watermark of the partition, from before the page was read.
+        settled: Epoch,
     },
     /// To `Count`.
     Count(u64),
@@ -734,9 +736,14 @@ pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, Store
             limit,
         } => {
             let limit = *limit as usize;
+            let settled = reader.ledger().partition(*partition).settled;
             let (records, more) =
                 reader.scan_page(*partition, after.as_deref(), limit, PAGE_BYTES_MAX)?;
-            Ok(ReadAnswer::Page { records, more })
+            Ok(ReadAnswer::Page {
+                records,
+                more,
+                settled,
+            })
         }
         ReadQuery::Count { partition, wall_ms } => {
             Ok(ReadAnswer::Count(reader.count_live(*partition, *wall_ms)?))

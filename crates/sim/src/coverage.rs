@@ -64,7 +64,8 @@ const FAULTS: [&str; 55] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 34] = [
+const STATES: [&str; 35] = [
+    "all that was closed is settled",
     "leader elected",
     "epoch closed",
     "epoch learnt",

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mds_cluster::ClusterView;
-use mds_types::{Epoch, NodeId, PartitionId};
+use mds_node::sync_io::RootOf;
+use mds_types::{Epoch, NodeId, PartitionId, TopologyVersion};
 
 use crate::event::{ClientEvent, Event, NodeEvent, Part, Undo};
 use crate::faults::{Counts, Traffic};
@@ -52,6 +53,9 @@ pub(crate) struct Env {
     pub(crate) gone: Vec<(usize, Bytes)>,
     /// Partitions that a replica has settled up to an epoch, likewise.
     pub(crate) settled: Vec<(usize, PartitionId, Epoch)>,
+    /// Questions about sets that are on the way: by connection and number, who will answer, the version of the rings
+    /// that they go by, and the roots.
+    pub(crate) compared: BTreeMap<(ConnId, u64), (NodeId, TopologyVersion, Vec<RootOf>)>,
 }
 
 impl Env {
@@ -76,6 +80,7 @@ impl Env {
             failures: Vec::new(),
             gone: Vec::new(),
             settled: Vec::new(),
+            compared: BTreeMap::new(),
         }
     }
 

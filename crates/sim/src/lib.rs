@@ -32,6 +32,7 @@ mod history;
 mod network;
 mod node;
 mod oracle;
+mod promises;
 mod queue;
 mod random;
 mod trace;

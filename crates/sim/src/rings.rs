@@ -4,8 +4,8 @@
 //! What it wants stands in the schedule, as [`RingAct`]s. It looks at the cluster from outside a few times a second,
 //! and asks for what it wants under one request id until the change is known to be under way: nodes may be down,
 //! the leader may change, an earlier change may have to end first. Of its own accord it *excludes* a directory
-//! that is gone and holds a change up, lets the new node on that machine *replace* it, and switches machines off
-//! whose nodes have left.
+//! that is gone and holds a change up, lets the new node on that machine *replace* it, *removes* it if it was only
+//! waiting, and switches machines off whose nodes have left.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use std::sync::Once;
 
 use bytes::Bytes;
 use mds_cluster::{MemberStage, Standing};
-use mds_types::{ClusterConfig, NodeId};
+use mds_types::{ClusterConfig, NodeId, Record};
 
 use crate::checkers::linearizable::{self, EFFORT_DEFAULT, Verdict};
 use crate::checkers::ops_of;
@@ -23,8 +23,8 @@ use crate::faults::{
     Action, Counts, FaultConfig, MILLISECOND_NS, SECOND_NS, Schedule, draw_schedule,
 };
 use crate::history::Ending;
-use crate::node::{Machine, Process};
-use crate::oracle::{self, Replicas, Violation};
+use crate::node::Process;
+use crate::oracle::{self, Violation, settles_in_time};
 use crate::random::Random;
 use crate::rings::RingConfig;
 use crate::trace::Detail;
@@ -57,6 +57,10 @@ const PROGRESS_SUCCESSES: u64 = 4;
 /// And all hints have to be delivered within this, nanoseconds: a failed delivery may be repeated
 /// as late as 10 s afterwards, and may itself have taken 10 s.
 const DRAIN_NS_MAX: u64 = 45 * SECOND_NS;
+
+/// Epochs that are closed on all replicas are settled within this, nanoseconds: who has been away is asked again as
+/// late as 5 s afterwards, and a question that nobody answers is given up after 10 s.
+const SETTLED_NS_MAX: u64 = 60 * SECOND_NS;
 
 /// A sweep over all keys takes no longer than this, nanoseconds.
 const SWEEP_NS_MAX: u64 = 20 * SECOND_NS;
@@ -379,6 +383,7 @@ fn heal(world: &mut World) {
             .env
             .line(|| format!("{waiting} hints wait at node {node}"));
     }
+    settle(world);
     // Resets and resends that the faults left on the way may still break a stream.
     world.run(world.env.now_ns + SETTLE_NS, |_| false);
     bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
@@ -498,6 +503,28 @@ fn say_what_the_ring_waits_for(world: &mut World) {
     }
 }
 
+/// What is closed on all replicas gets settled, if none of them has lost its disk.
+fn settle(world: &mut World) {
+    let Some(goal) = world
+        .closed_everywhere()
+        .filter(|_| world.is_ring_at_rest())
+    else {
+        return;
+    };
+    let until_ns = world.env.now_ns + SETTLED_NS_MAX;
+    let is_settled = |world: &World| world.behind_in_settling(goal).is_none();
+    match world.run(until_ns, is_settled) {
+        true => world.env.reached.count("all that was closed is settled"),
+        false => {
+            if let Some(behind) = world.behind_in_settling(goal)
+                && world.env.violations.is_empty()
+            {
+                world.env.violated(settles_in_time::INVARIANT, behind);
+            }
+        }
+    }
+}
+
 /// Machines that are there.
 fn there(world: &World) -> Vec<usize> {
     let machines = world.machines.iter().filter(|machine| !machine.is_bare());
@@ -554,8 +581,8 @@ fn sweep(world: &mut World) {
         let Some(replicas) = replicas(world) else {
             return;
         };
-        let watch = &world.env.watch;
-        difference = oracle::difference(&replicas, watch, |key| holders(world, key));
+        let (watch, partitions) = (&world.env.watch, world.config.partition_count);
+        difference = oracle::difference(&replicas, watch, partitions, |key| holders(world, key));
         if difference.is_none() {
             return;
         }
@@ -582,7 +609,7 @@ fn census(world: &mut World) {
 }
 
 /// What each replica holds.
-fn replicas(world: &mut World) -> Option<Replicas> {
+fn replicas(world: &mut World) -> Option<Vec<Vec<Record>>> {
     let lost = world.lost_disks();
     let machines = world.machines.iter().enumerate();
     let read: Result<Vec<_>, String> = machines
@@ -593,11 +620,7 @@ fn replicas(world: &mut World) -> Option<Replicas> {
         })
         .collect();
     match read {
-        Ok(records) if records.len() == world.machines.len() => {
-            let ledger = |machine: &Machine| machine.process.as_ref().and_then(Process::ledger);
-            let ledgers = world.machines.iter().map(ledger).collect();
-            Some(Replicas { records, ledgers })
-        }
+        Ok(replicas) if replicas.len() == world.machines.len() => Some(replicas),
         Ok(_) => None,
         Err(error) => {
             world.env.violated("a sound store can be read", error);

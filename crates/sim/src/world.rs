@@ -141,6 +141,7 @@ impl World {
         }
         self.look_at_gone();
         self.look_at_settled();
+        self.look_at_told();
     }
 
     /// What a replica has collected must have been dead, and older than what all others hold.
@@ -153,7 +154,8 @@ impl World {
                 .filter_map(|(other, process)| Some((other, process.record(&key)?.version)))
                 .collect();
             let now_ns = self.env.now_ns;
-            if let Some(broken) = self.env.watch.gone(now_ns, node, &key, &others) {
+            let settled = self.settled_of(node, &key);
+            if let Some(broken) = self.env.watch.gone(now_ns, node, &key, settled, &others) {
                 self.env.violated(broken.0, broken.1);
             }
         }

@@ -30,3 +30,41 @@ fn a_change_of_the_ring_ends_and_leaves_nothing_behind() {
         assert_eq!(report.violations, [], "seed {seed}");
     }
 }
+
+/// A change of the ring was called off. Hints for the node that was to join waited for ever: it holds no data, so it
+/// refused them, and its coordinators tried again.
+#[test]
+fn hints_for_who_did_not_join_after_all_are_given_up() {
+    for seed in [52, 163] {
+        let settings = Settings {
+            rings: None,
+            ..Settings::default()
+        };
+        let report = run(seed, &settings);
+        assert_eq!(report.violations, [], "seed {seed}");
+    }
+}
+
+/// A page met a replica before it got a tombstone, and another one after it had collected it: the deleted value was
+/// shown again.
+#[test]
+fn pages_do_not_show_what_was_collected_between_them() {
+    let settings = Settings {
+        rings: None,
+        ..Settings::default()
+    };
+    let report = run(397, &settings);
+    assert_eq!(report.violations, [], "seed 397");
+}
+
+/// A copy that was taken before its original had learnt of the cluster was not refused: it belonged to no cluster, so what
+/// the members said did not concern it, and they did not invite it, because they knew its original.
+#[test]
+fn a_copy_from_before_the_cluster_is_refused() {
+    let settings = Settings {
+        rings: None,
+        ..Settings::default()
+    };
+    let report = run(1410, &settings);
+    assert_eq!(report.violations, [], "seed 1410");
+}

@@ -51,19 +51,15 @@ impl Control {
         if self.is_present_start(from, envelope.from_boot, envelope.from_nonce) {
             self.clocks.heard(from, self.now_ns, clock_us);
         }
-        if cluster == self.cluster() && !self.remembers_start(envelope.to_nonce) {
+        // A copy from before its original learnt of the cluster belongs to none, and is not invited again.
+        let is_ours = cluster == self.cluster() || self.cluster().is_none();
+        if is_ours && !self.remembers_start(envelope.to_nonce) {
             return self.refuse(start_number_used(self.boot));
         }
         match envelope.body {
             // These two are how nodes find out that they are of different clusters.
             Body::Invite { plan } => self.on_invite(from, envelope.reply_addr, cluster, plan),
             Body::Invited { cluster } => self.on_invited(from, cluster),
-            // Whoever is of no cluster and hears from one that it was a member is a copy from before that.
-            Body::SupersededStart
-                if self.cluster().is_none() && !self.remembers_start(envelope.to_nonce) =>
-            {
-                self.refuse(start_number_used(self.boot));
-            }
             Body::WhichStart
                 if self.is_superseded(from, envelope.from_boot, envelope.from_nonce) =>
             {

@@ -615,8 +615,8 @@ impl Core {
             (Some(Pending::Read(_)), ReplicaReply::Put(status)) => {
                 self.on_repair_reply(now, id, from, status);
             }
-            (Some(Pending::Scan(_)), ReplicaReply::Page(status, records, more)) => {
-                self.on_page_reply(now, id, from, status, records, more);
+            (Some(Pending::Scan(_)), ReplicaReply::Page(status, page)) => {
+                self.on_page_reply(now, id, from, status, page);
             }
             (Some(Pending::Scan(_)), ReplicaReply::Count(status, count)) => {
                 self.on_count_reply(now, id, from, status, count);

@@ -48,10 +48,21 @@ pub(crate) enum ReplicaReply {
     Put(Status),
     /// With the watermark of the key's partition.
     Get(Status, Option<Record>, Epoch),
-    Page(Status, Vec<Record>, bool),
+    Page(Status, ReplicaPage),
     Count(Status, u64),
     /// To a question of anti-entropy.
     Sync(Status, SyncAnswer),
+}
+
+/// A replica's page of a partition.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(crate) struct ReplicaPage {
+    /// In the order of keys, tombstones included.
+    pub(super) records: Vec<Record>,
+    /// Whether keys may follow after the last one.
+    pub(super) more: bool,
+    /// The replica's watermark of the partition, from before it read the page.
+    pub(super) settled: Epoch,
 }
 
 /// Merges handed to the store and not answered yet, at most; further ones are refused.
@@ -93,7 +104,7 @@ impl Core {
             }
             Message::Scan(scan) => {
                 let Some(partition) = u16::try_from(scan.partition).ok().map(PartitionId) else {
-                    let reply = ReplicaReply::Page(Status::Malformed, Vec::new(), false);
+                    let reply = ReplicaReply::Page(Status::Malformed, ReplicaPage::default());
                     return self.answer(now, reply_to, scan.id, reply);
                 };
                 let request = match scan.limit {
@@ -127,7 +138,7 @@ impl Core {
             let reply = match request {
                 ReplicaRequest::Put { .. } => ReplicaReply::Put(status),
                 ReplicaRequest::Get { .. } => ReplicaReply::Get(status, None, Epoch(0)),
-                ReplicaRequest::Page { .. } => ReplicaReply::Page(status, Vec::new(), false),
+                ReplicaRequest::Page { .. } => ReplicaReply::Page(status, ReplicaPage::default()),
                 ReplicaRequest::Count { .. } => ReplicaReply::Count(status, 0),
             };
             return self.answer(now, reply_to, id, reply);
@@ -250,8 +261,20 @@ impl Core {
             (_, Some(ReadAnswer::Record(record, settled))) => {
                 ReplicaReply::Get(Status::Ok, record, settled)
             }
-            (_, Some(ReadAnswer::Page { records, more })) => {
-                ReplicaReply::Page(Status::Ok, records, more)
+            (
+                _,
+                Some(ReadAnswer::Page {
+                    records,
+                    more,
+                    settled,
+                }),
+            ) => {
+                let page = ReplicaPage {
+                    records,
+                    more,
+                    settled,
+                };
+                ReplicaReply::Page(Status::Ok, page)
             }
             (_, Some(ReadAnswer::Count(count))) => ReplicaReply::Count(Status::Ok, count),
             (ReadQuery::Get { .. }, None) if is_on(Mutation::FailureIsNotFound) => {
@@ -261,7 +284,7 @@ impl Core {
                 ReplicaReply::Get(Status::StorageFailed, None, Epoch(0))
             }
             (ReadQuery::Page { .. }, None) => {
-                ReplicaReply::Page(Status::StorageFailed, Vec::new(), false)
+                ReplicaReply::Page(Status::StorageFailed, ReplicaPage::default())
             }
             (ReadQuery::Count { .. }, None) => ReplicaReply::Count(Status::StorageFailed, 0),
             // Dealt with above.
@@ -349,7 +372,12 @@ impl Core {
                 if sent == 0 && reply.count > 0 {
                     (reply.id, ReplicaReply::Count(status, reply.count))
                 } else {
-                    (reply.id, ReplicaReply::Page(status, records, reply.more))
+                    let page = ReplicaPage {
+                        records,
+                        more: reply.more,
+                        settled: Epoch(reply.settled),
+                    };
+                    (reply.id, ReplicaReply::Page(status, page))
                 }
             }
             // A pong has done its work by being heard; requests do not come on this link.
@@ -386,12 +414,13 @@ fn to_wire(id: u64, reply: ReplicaReply) -> Option<Message> {
             record: record.as_ref().map(encode),
             settled: settled.0,
         }),
-        ReplicaReply::Page(status, records, more) => Message::ScanReply(ScanReply {
+        ReplicaReply::Page(status, page) => Message::ScanReply(ScanReply {
             id,
             status: status as i32,
-            records: records.iter().map(encode).collect(),
-            more,
+            records: page.records.iter().map(encode).collect(),
+            more: page.more,
             count: 0,
+            settled: page.settled.0,
         }),
         ReplicaReply::Count(status, count) => Message::ScanReply(ScanReply {
             id,
@@ -399,6 +428,7 @@ fn to_wire(id: u64, reply: ReplicaReply) -> Option<Message> {
             records: Vec::new(),
             more: false,
             count,
+            settled: 0,
         }),
     })
 }

@@ -3,17 +3,20 @@
 //! R replicas are asked for the same page; per key the newest record wins. A replica's page ends
 //! somewhere, and beyond that key nothing is known of it, so the merged page ends at the earliest
 //! end. What a page shows of a key is what a read with the same R would have found at that moment; the
-//! page as a whole is no snapshot, and nothing is repaired.
+//! page as a whole is no snapshot, and nothing is repaired. As with a read, absence below a replica's watermark is
+//! information: it dismisses what another one still showed.
 //!
 //! Counting asks one replica only and is an estimate by nature.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mds_protocol::quorum::{Outcome as Quorum, ReadQuorum, ReplicaSet, check_quorum};
-use mds_types::{ClusterConfig, NodeId, PartitionId, Record, TopologyVersion};
+use mds_types::mutation::{Mutation, is_on};
+use mds_types::{ClusterConfig, Epoch, NodeId, PartitionId, Record, TopologyVersion};
 
-use super::replica::{PAGE_RECORDS_MAX, ReplicaRequest};
+use super::replica::{PAGE_RECORDS_MAX, ReplicaPage, ReplicaRequest};
 use super::write::unavailable;
 use super::{Core, OpKind, Pending, Replicas};
 use crate::api::{Now, Outcome, RequestError, RequestOptions, Tag};
@@ -32,7 +35,7 @@ pub(super) struct ScanOp {
     asked: ReplicaSet,
     /// The version of the rings that it goes by.
     pub(super) ring: TopologyVersion,
-    pages: Vec<(Vec<Record>, bool)>,
+    pages: Vec<ReplicaPage>,
     count: u64,
     started_ns: u64,
     deadline_ns: u64,
@@ -129,8 +132,7 @@ impl Core {
         id: u64,
         from: NodeId,
         status: Status,
-        records: Vec<Record>,
-        more: bool,
+        page: ReplicaPage,
     ) {
         let Some(Pending::Scan(op)) = self.pending.get_mut(id) else {
             return;
@@ -142,7 +144,7 @@ impl Core {
             return self.on_scan_failed(now, id, index);
         }
         if op.quorum.outstanding().contains(index) {
-            op.pages.push((records, more));
+            op.pages.push(page);
             op.quorum.answer(index, None);
         }
         self.settle_scan(now, id);
@@ -160,7 +162,7 @@ impl Core {
             return;
         };
         op.count = op.count.max(count);
-        self.on_page_reply(now, id, from, status, Vec::new(), false);
+        self.on_page_reply(now, id, from, status, ReplicaPage::default());
     }
 
     pub(super) fn on_scan_failed(&mut self, now: Now, id: u64, index: usize) {
@@ -255,27 +257,30 @@ impl Core {
     }
 }
 
-/// Merges the replicas' pages of one stretch: the newest record per key, up to the first key beyond
-/// which some replica has not said what it has.
-fn merge_pages(pages: Vec<(Vec<Record>, bool)>, limit: usize, now: Now) -> Outcome {
+/// Merges the replicas' pages of one stretch: the newest record per key that is not dismissed, up to the first
+/// key beyond which some replica has not said what it has.
+fn merge_pages(pages: Vec<ReplicaPage>, limit: usize, now: Now) -> Outcome {
     let ends = pages
         .iter()
-        .filter(|(_, more)| *more)
-        .filter_map(|(records, _)| records.last());
+        .filter(|page| page.more)
+        .filter_map(|page| page.records.last());
     let end = ends.map(|record| record.key.clone()).min();
-    let mut newest: BTreeMap<Bytes, Record> = BTreeMap::new();
-    for record in pages.into_iter().flat_map(|(records, _)| records) {
-        if end.as_ref().is_some_and(|end| record.key > *end) {
-            continue;
+    let settled: Vec<Epoch> = pages.iter().map(|page| page.settled).collect();
+    let mut held: BTreeMap<Bytes, Vec<(usize, Record)>> = BTreeMap::new();
+    for (at, page) in pages.into_iter().enumerate() {
+        for record in page.records {
+            if end.as_ref().is_none_or(|end| record.key <= *end) {
+                let of_key = held.entry(record.key.clone()).or_default();
+                of_key.push((at, record));
+            }
         }
-        let merged = match newest.remove(&record.key) {
-            Some(other) => record.merge(other),
-            None => record,
-        };
-        newest.insert(merged.key.clone(), merged);
     }
-    let is_cut = newest.len() > limit;
-    let mut records: Vec<Record> = newest.into_values().take(limit).collect();
+    let newest = held
+        .into_values()
+        .filter_map(|held| newest_of(held, &settled));
+    let mut records: Vec<Record> = newest.take(limit + 1).collect();
+    let is_cut = records.len() > limit;
+    records.truncate(limit);
     let next = if is_cut {
         records.last().map(|record| record.key.clone())
     } else {
@@ -283,4 +288,91 @@ fn merge_pages(pages: Vec<(Vec<Record>, bool)>, limit: usize, now: Now) -> Outco
     };
     records.retain(|record| record.visible_value(now.wall_ms()).is_some());
     Outcome::Page { records, next }
+}
+
+/// The newest of the records that pages have of one key. One that another page's replica has settled the epoch of,
+/// and has nothing of, or something older, is *dismissed*: it was deleted or superseded on all replicas
+/// (see [`ReadQuorum`]). Pages are not read at the same time, so an old value and its tombstone's collection may well
+/// lie between them.
+fn newest_of(mut held: Vec<(usize, Record)>, settled: &[Epoch]) -> Option<Record> {
+    let mut is_asked = vec![true; settled.len()];
+    loop {
+        let newest = held.iter().max_by(|(_, a), (_, b)| a.merge_order(b))?;
+        let newest = newest.1.clone();
+        let is_newest = |record: &Record| record.merge_order(&newest) == Ordering::Equal;
+        for (at, _) in held.iter().filter(|(_, record)| is_newest(record)) {
+            is_asked[*at] = false;
+        }
+        let mut others = settled
+            .iter()
+            .zip(&is_asked)
+            .filter(|(_, is_asked)| **is_asked);
+        let is_dismissed = others.any(|(settled, _)| *settled >= newest.epoch);
+        if !is_dismissed || is_on(Mutation::DismissesNothing) {
+            return Some(newest);
+        }
+        held.retain(|(_, record)| !is_newest(record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mds_types::{Body, Hlc, Version};
+
+    use super::*;
+
+    fn record(key: &'static str, hlc: u64, epoch: u64, value: Option<&'static str>) -> Record {
+        Record {
+            key: Bytes::from_static(key.as_bytes()),
+            version: Version {
+                hlc: Hlc(hlc),
+                node: NodeId(1),
+            },
+            epoch: Epoch(epoch),
+            expires_at_ms: None,
+            body: value.map_or(Body::Tombstone, |value| {
+                Body::Value(Bytes::from_static(value.as_bytes()))
+            }),
+        }
+    }
+
+    fn shown(pages: &[(&[Record], u64)]) -> Vec<(Bytes, u64)> {
+        let page = |(records, settled): &(&[Record], u64)| ReplicaPage {
+            records: records.to_vec(),
+            more: false,
+            settled: Epoch(*settled),
+        };
+        let now = Now {
+            mono_ns: 0,
+            wall_us: 0,
+        };
+        match merge_pages(pages.iter().map(page).collect(), 10, now) {
+            Outcome::Page { records, next } => {
+                assert_eq!(next, None);
+                let seen = |record: Record| (record.key, record.version.hlc.0);
+                records.into_iter().map(seen).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The first replica's page was read before it got the tombstone, the other's after it had collected it.
+    #[test]
+    fn a_value_does_not_rise_between_two_pages_because_its_tombstone_was_collected() {
+        let old = [record("k", 5, 2, Some("old"))];
+        assert_eq!(shown(&[(&old, 1), (&[], 3)]), []);
+        assert_eq!(shown(&[(&[], 3), (&old, 1)]), []);
+        let k = Bytes::from_static(b"k");
+        assert_eq!(
+            shown(&[(&old, 1), (&[], 1)]),
+            [(k.clone(), 5)],
+            "not settled"
+        );
+        let newer = [record("k", 6, 3, Some("newer"))];
+        assert_eq!(shown(&[(&old, 1), (&newer, 3)]), [(k.clone(), 6)]);
+        let zombie = [record("k", 9, 2, Some("zombie"))];
+        assert_eq!(shown(&[(&zombie, 1), (&newer, 3)]), [(k, 6)]);
+        let deleted = [record("k", 7, 4, None)];
+        assert_eq!(shown(&[(&old, 1), (&deleted, 3)]), []);
+    }
 }

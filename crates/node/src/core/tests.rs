@@ -462,6 +462,34 @@ fn what_a_dead_replica_misses_is_hinted_and_delivered_on_its_return() {
     assert_eq!((stats.hints_delivered, stats.hints_pending), (100, 0));
 }
 
+/// A change was called off: who was to become a replica, and missed a write meanwhile, waits and serves nothing.
+#[test]
+fn a_hint_for_who_is_no_replica_any_more_is_given_up() {
+    let mut trio = Trio::new();
+    trio.kill(3);
+    trio.put(1, "k", "v").unwrap();
+    trio.pass_ms(100);
+    assert_eq!(trio.node(1).core.stats().hints_pending, 1);
+    for number in 1..=3 {
+        let mut view = ClusterView::clone(&view_of(id(number)));
+        let mut rings = Rings::clone(&view.rings);
+        let mut ring = Topology::clone(&view.topology);
+        (rings.version, ring.version) = (TopologyVersion(2), TopologyVersion(2));
+        ring.members.retain(|member| member.node != id(3));
+        rings.current.topology = Arc::new(ring);
+        view.topology = rings.current.topology.clone();
+        view.rings = Arc::new(rings);
+        if number == 3 {
+            view.standing = Standing::Waiting;
+        }
+        trio.node(number).core.on_view(Arc::new(view));
+    }
+    trio.revive(3);
+    trio.pass_ms(1_000);
+    assert_eq!(trio.node(1).core.stats().hints_pending, 0);
+    assert_eq!(trio.stored("k")[2], None, "it was never handed to it");
+}
+
 #[test]
 fn a_write_whose_acknowledgements_are_lost_is_unknown_and_its_retry_is_the_same_write() {
     let mut trio = Trio::new();

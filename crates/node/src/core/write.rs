@@ -289,8 +289,8 @@ impl Core {
         // Versions of an epoch lie above its floor; else what is collected could not be told from what is
         // still to come.
         let floor = self.view.floors.floor(self.epoch());
-        if let Err(error) = self.clock.observe(now.wall_us, floor)
-            && !is_on(Mutation::FloorIgnored)
+        if !is_on(Mutation::FloorIgnored)
+            && let Err(error) = self.clock.observe(now.wall_us, floor)
         {
             self.stats.clock_skew_refusals += 1;
             return Err(RequestError::NotReady(format!(

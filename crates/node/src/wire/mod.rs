@@ -201,6 +201,9 @@ pub struct ScanReply {
     /// Live records, if the count was asked for.
     #[prost(uint64, tag = "5")]
     pub count: u64,
+    /// The epoch up to which the replica had settled the partition before it read the page.
+    #[prost(uint64, tag = "6")]
+    pub settled: u64,
 }
 
 /// Are you there? Answered by the core itself, without the store: it tells a slow disk from a dead
@@ -244,16 +247,20 @@ pub enum Message {
     StreamReply(StreamReply),
 }
 
-const KIND_PUT: u8 = 1;
+/// The kind of a frame that holds a [`Put`].
+pub const KIND_PUT: u8 = 1;
 const KIND_PUT_REPLY: u8 = 2;
-const KIND_GET: u8 = 3;
+/// The kind of a frame that holds a [`Get`].
+pub const KIND_GET: u8 = 3;
 const KIND_GET_REPLY: u8 = 4;
 const KIND_SCAN: u8 = 5;
 const KIND_SCAN_REPLY: u8 = 6;
 const KIND_PING: u8 = 7;
 const KIND_PONG: u8 = 8;
-const KIND_ROOTS: u8 = 9;
-const KIND_ROOTS_REPLY: u8 = 10;
+/// The kind of a frame that holds [`Roots`].
+pub const KIND_ROOTS: u8 = 9;
+/// The kind of a frame that holds a [`RootsReply`].
+pub const KIND_ROOTS_REPLY: u8 = 10;
 const KIND_HASHES: u8 = 11;
 const KIND_HASHES_REPLY: u8 = 12;
 const KIND_ROWS: u8 = 13;
@@ -447,7 +454,8 @@ mod tests {
                     status: 0,
                     records,
                     more,
-                    count: 7
+                    count: 7,
+                    settled: id / 2,
                 })),
             any::<u64>().prop_map(|id| Message::Ping(Ping { id })),
         ]

@@ -150,6 +150,9 @@ impl ReadQuorum {
     /// A replica refused a write-back of `version`: it has settled that record's epoch, and has neither it
     /// nor anything newer. So the record is dismissed, as if the replica had answered so.
     pub fn refused_as_settled(&mut self, version: Version) {
+        if is_on(Mutation::DismissesNothing) {
+            return;
+        }
         let is_newest = |newest: &Record| newest.version == version;
         if self.newest.as_ref().is_some_and(is_newest) {
             self.dismiss_newest();

@@ -149,10 +149,7 @@ impl Store {
             .replicas
             .iter()
             .map(|held| held.iter().cloned().collect());
-        let replicas = oracle::Replicas {
-            records: replicas.collect(),
-            ledgers: Vec::new(),
-        };
+        let replicas: Vec<Vec<Record>> = replicas.collect();
         let mut watch = oracle::Watch::default();
         for (node, record) in &self.shown {
             assert_eq!(watch.visible(*node, record), None);

@@ -238,8 +238,11 @@ impl Machine {
     /// Copies the directory aside, file by file, while the node runs.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If it cannot be read; if no node has come up on it yet: a copy of that would be nobody's, and a new node.
     pub(crate) fn copy_directory(&mut self, env: &mut Env) -> Result<(), String> {
+        if self.id.is_none() {
+            return Err("no node has come up on it yet".to_owned());
+        }
         let (disk, engine) = self.copy()?;
         env.line(|| format!("the directory of node {} is copied", self.node + 1));
         self.copy = Some((disk, engine, self.life));

@@ -8,18 +8,20 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use mds_cluster::ClusterView;
 use mds_cluster::hello::{Hello, PROTOCOL_VERSION, check_hello};
-use mds_node::api::{FRONT_HTTP, Request, Submit, Tag};
+use mds_node::api::{FRONT_HTTP, Op, Outcome, Request, Submit, Tag};
 use mds_node::core::{Core, Direction, LinkId};
 use mds_node::store_io::{ReadQuery, Ticket, read};
 use mds_node::wire::{Message, RootReply, Status, Verdict, decode, next_frame};
 use mds_types::{ClusterConfig, NodeId};
 
+use super::heard::Heard;
 use super::{ControlInput, Process};
 use crate::env::Env;
 use crate::event::{Asker, ClientEvent, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
 use crate::network::{ConnId, Side};
-use crate::oracle::queues_are_bounded;
+use crate::oracle::quorums_are_held::Told;
+use crate::oracle::{old_rings_are_refused, queues_are_bounded};
 use crate::trace::Detail;
 
 /// What data connections are opened for, in the handshake.
@@ -40,11 +42,25 @@ pub(super) struct DataLane {
     /// What has arrived and is no whole frame yet, per connection past its handshake.
     inputs: BTreeMap<ConnId, (LinkId, BytesMut)>,
     dials: BTreeMap<NodeId, Dial>,
-    calls: BTreeMap<u64, Asker>,
+    calls: BTreeMap<u64, Call>,
     next_call: u64,
     is_turn_due: bool,
     /// When the timer that counts fires, simulated time; others are stale.
     timer_ns: u64,
+}
+
+/// A client that waits for an answer.
+struct Call {
+    asker: Asker,
+    /// If it is about one key.
+    asked: Option<Asked>,
+}
+
+/// What a request about one key says.
+struct Asked {
+    key: Bytes,
+    r: Option<u8>,
+    w: Option<u8>,
 }
 
 /// The care for a connection to one peer.
@@ -71,7 +87,7 @@ impl DataLane {
 
     /// Clients that wait for an answer.
     pub(super) fn askers(&self) -> impl Iterator<Item = Asker> {
-        self.calls.values().copied()
+        self.calls.values().map(|call| call.asker)
     }
 }
 
@@ -83,7 +99,16 @@ impl Process {
             front: FRONT_HTTP,
             id: self.data.next_call,
         };
-        self.data.calls.insert(tag.id, from);
+        let (options, op) = (&request.options, &request.op);
+        let asked = match op {
+            Op::Put { key, .. } | Op::Delete { key } | Op::Get { key } => Some(Asked {
+                key: key.clone(),
+                r: options.read_quorum,
+                w: options.write_quorum,
+            }),
+            Op::Scan { .. } | Op::Count { .. } => None,
+        };
+        self.data.calls.insert(tag.id, Call { asker: from, asked });
         self.data
             .core
             .submit(self.clock.at(env.now_ns), request, tag);
@@ -122,7 +147,10 @@ impl Process {
                 self.data.core.on_read_done(now, ticket, &query, answer);
             }
             for (tag, result) in done {
-                if let Some(asker) = self.data.calls.remove(&tag.id) {
+                if let Some(Call { asker, asked }) = self.data.calls.remove(&tag.id) {
+                    if let (Some(asked), Ok(outcome)) = (asked, &result) {
+                        self.note_told(asked, outcome, env);
+                    }
                     let (attempt, result) = (asker.attempt, Box::new(result));
                     env.tell_client(asker.client, ClientEvent::Reply { attempt, result });
                 }
@@ -137,6 +165,27 @@ impl Process {
             self.write_link(link, env);
         }
         self.arm_data_timer(env);
+    }
+
+    /// Has the oracle look at what a client is told.
+    fn note_told(&self, asked: Asked, outcome: &Outcome, env: &mut Env) {
+        let (version, is_write) = match outcome {
+            Outcome::Written { version, .. } => (*version, true),
+            Outcome::Read {
+                version: Some(version),
+                ..
+            } => (*version, false),
+            _ => return,
+        };
+        let Asked { key, r, w } = asked;
+        env.watch.told.push(Told {
+            node: self.node,
+            key,
+            version,
+            is_write,
+            r,
+            w,
+        });
     }
 
     /// The thread that walks has found an answer.
@@ -314,7 +363,30 @@ impl Process {
             say_messages(from.unwrap_or_default(), self.node, input, env);
         }
         let now = self.clock.at(env.now_ns);
-        if let Err(error) = self.data.core.on_link_bytes(now, *link, input) {
+        let accepted_from = self.data.view.rings.accepted_from;
+        let heard = Heard::of(input, accepted_from);
+        let has_old = heard.has_old_requests(accepted_from);
+        let before = has_old.then(|| self.data.core.stats());
+        let understood = self.data.core.on_link_bytes(now, *link, input);
+        if let Some(before) = before {
+            let now = self.data.core.stats();
+            let puts = now.replica_puts - before.replica_puts;
+            let gets = now.replica_gets - before.replica_gets;
+            let check = |routed: &[_], done| {
+                old_rings_are_refused::check(self.node, accepted_from, routed, done)
+            };
+            let broken = check(&heard.puts, puts).or_else(|| check(&heard.gets, gets));
+            if let Some(broken) = broken {
+                env.violated(broken.0, broken.1);
+            }
+        }
+        heard.note_comparisons(
+            conn,
+            (self.node, self.life),
+            self.incarnation.node_id(),
+            env,
+        );
+        if let Err(error) = understood {
             env.violated("what a node sends, a node understands", error.to_string());
             env.send_part(conn, side.other(), Part::Reset);
             self.on_conn_ended(conn, side, env);

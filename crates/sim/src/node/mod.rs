@@ -10,6 +10,8 @@
 mod control;
 mod damage;
 mod data;
+mod engine;
+mod heard;
 mod machines;
 mod store;
 
@@ -185,6 +187,11 @@ impl Machine {
     /// This start of the node, if it runs.
     pub(crate) fn running(&mut self, life: u64) -> Option<&mut Process> {
         self.process.as_mut().filter(|process| process.life == life)
+    }
+
+    /// Who the node on its directory is, once it was started.
+    pub(crate) fn node_id(&self) -> Option<NodeId> {
+        self.id
     }
 
     pub(crate) fn engine(&self) -> &MemoryEngine {

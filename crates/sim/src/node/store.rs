@@ -7,7 +7,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_node::store_io::{HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone, StoreIo};
+use mds_node::store_io::{
+    HINT_SYNC_EVERY_MS, LedgerOrder, MergeResult, StoreBatch, StoreDone, StoreIo,
+};
+use mds_node::sync_io::RootOf;
 use mds_storage::engine::MemoryEngine;
 use mds_storage::hints::{HintLimits, HintStore};
 use mds_storage::store::{
@@ -17,11 +20,15 @@ use mds_storage::{Disk, FaultyDisk};
 use mds_types::slot::partition_of;
 use mds_types::{IncarnationId, NodeId, PartitionId, Record};
 
+use super::engine::EngineOnDisk;
 use super::{Origin, Process};
 use crate::env::Env;
 use crate::event::NodeEvent;
 use crate::faults::MILLISECOND_NS;
+use crate::oracle::arrivals::{self, Arrival};
 use crate::oracle::settled_is_equal::Held;
+use crate::oracle::settled_is_final::SettledIsFinal;
+use crate::oracle::{closed_takes_nothing, settled_takes_nothing};
 
 /// Small, so that a run goes through many segments and flushes.
 const SEGMENT_BYTES_MAX: usize = 24 * 1024;
@@ -46,6 +53,7 @@ pub(super) struct StoreLane {
     idle_seq: u64,
     /// The ledger as the oracle last saw it.
     seen: Arc<Ledger>,
+    refusals: SettledIsFinal,
 }
 
 impl StoreLane {
@@ -59,6 +67,7 @@ impl StoreLane {
         is_true_to_its_past: bool,
         env: &mut Env,
     ) -> Result<StoreLane, String> {
+        let machine_disk = disk;
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         let options = StoreOptions {
             partition_count: partitions,
@@ -68,7 +77,7 @@ impl StoreLane {
             secret: (incarnation.0 >> 64) as u64,
             ..StoreOptions::default()
         };
-        let engine = Arc::new(engine.clone());
+        let engine = Arc::new(EngineOnDisk::new(engine.clone(), machine_disk.clone()));
         let store = Store::open(disk.clone(), engine, options).map_err(|e| e.to_string())?;
         let hints = HintStore::open(disk.clone(), HintLimits::default())
             .map_err(|error| error.to_string())?;
@@ -79,6 +88,7 @@ impl StoreLane {
         io.set_wait_for_flusher(Box::new(move || in_the_way.work().unwrap_or(false)));
         let lane = StoreLane {
             seen: io.ledger(),
+            refusals: SettledIsFinal::default(),
             io,
             reader,
             flusher,
@@ -99,6 +109,10 @@ impl StoreLane {
         });
         // An old copy shows what was; it may as long as nobody asks it. Damage is looked at elsewhere.
         if is_true_to_its_past {
+            let id = incarnation.node_id();
+            if let Some(broken) = env.watch.promised(node, id, &lane.seen) {
+                env.violated(broken.0, broken.1);
+            }
             let at = (env.now_ns, node, life);
             for broken in env.watch.node_recovered(at, &records, &lane.seen) {
                 env.violated(broken.0, broken.1);
@@ -212,20 +226,42 @@ impl Process {
         let Some(group) = lane.group.take() else {
             return;
         };
-        let keys: Vec<Bytes> = group
-            .merges
-            .iter()
-            .map(|(_, record)| record.key.clone())
-            .collect();
+        let (ledger, reader) = (lane.seen.clone(), &lane.reader);
+        let held = |key: &Bytes| match reader.get(key) {
+            Ok(record) => Ok(record.map(|record| record.version)),
+            Err(_) => Err(()),
+        };
+        let mut arrivals = arrivals::before(&group, &ledger, lane.partitions, held);
+        let verified = roots_to_settle(&group);
         let done = lane.io.execute(group);
         if self.disk.is_stopped() {
             return;
+        }
+        arrivals::after(&mut arrivals, &done);
+        let broken = settled_takes_nothing::check(self.node, &arrivals)
+            .or_else(|| closed_takes_nothing::check(self.node, ledger.closed, &arrivals))
+            .or_else(|| lane.refusals.check(self.node, &arrivals, &done));
+        if let Some(broken) = broken {
+            env.violated(broken.0, broken.1);
+        }
+        for root in verified {
+            let settled = |ledger: &Ledger| ledger.partition(root.partition).settled;
+            let is_now = done
+                .ledger
+                .as_deref()
+                .is_some_and(|now| settled(now) >= root.epoch);
+            if is_now && settled(&ledger) < root.epoch {
+                let (name, me) = ((self.node, self.life), self.incarnation.node_id());
+                if let Some(broken) = env.watch.settled(name, me, &root) {
+                    env.violated(broken.0, broken.1);
+                }
+            }
         }
         let is_refused = |(_, result): &(_, MergeResult)| *result == MergeResult::Refused;
         if done.merges.iter().any(is_refused) {
             env.reached.count("write refused for want of room");
         }
-        for key in keys {
+        for Arrival { key, .. } in arrivals {
             match lane.reader.get(&key) {
                 Ok(Some(record)) => {
                     if let Some(broken) = env.watch.visible(self.node, &record) {
@@ -264,6 +300,13 @@ impl Process {
         }
         let Some(ledger) = &done.ledger else { return };
         let before = std::mem::replace(&mut lane.seen, ledger.clone());
+        let (node, id) = (self.node, self.incarnation.node_id());
+        // What an old copy has promised was taken back with it.
+        if self.origin != Origin::Copy
+            && let Some(broken) = env.watch.promised(node, id, ledger)
+        {
+            env.violated(broken.0, broken.1);
+        }
         if ledger.closed > before.closed {
             env.reached.count("epoch closed");
         }
@@ -446,4 +489,13 @@ impl Process {
             .map(|&(_, count)| count)
             .sum()
     }
+}
+
+/// What a group of work wants to settle by comparison.
+fn roots_to_settle(group: &StoreBatch) -> Vec<RootOf> {
+    let roots = group.orders.iter().filter_map(|order| match order {
+        LedgerOrder::Settle(roots) => Some(roots),
+        _ => None,
+    });
+    roots.flatten().copied().collect()
 }

@@ -5,12 +5,15 @@
 //! packet, the deleted key would rise again (traps T4, T9-T12). So from the moment at which the first replica
 //! has collected a version, no replica may show a smaller one of that key.
 //!
-//! For all other invariants a collected record counts as if it were there: absence says the same.
+//! For all other invariants a collected record counts as if it were there: absence says the same. So does a
+//! replica that was filled by a stream: its source may have collected before what the replica would hold else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use mds_types::{Record, Version};
+use mds_storage::store::{Ledger, PartitionState};
+use mds_types::slot::partition_of;
+use mds_types::{Epoch, PartitionId, Record, Version};
 
 use super::Broken;
 
@@ -23,6 +26,8 @@ pub(super) struct CollectedStaysGone {
     gone: BTreeMap<(usize, Bytes), Record>,
     /// By key, when a version was first gone somewhere, growing in time.
     first: BTreeMap<Bytes, Vec<(u64, Version)>>,
+    /// Partitions that were filled by a stream, with what the source had settled.
+    streamed: BTreeMap<(usize, PartitionId), Epoch>,
 }
 
 impl CollectedStaysGone {
@@ -71,7 +76,8 @@ impl CollectedStaysGone {
         })
     }
 
-    fn greatest(&self, key: &Bytes) -> Option<Version> {
+    /// The greatest version of a key that is gone somewhere.
+    pub(super) fn greatest(&self, key: &Bytes) -> Option<Version> {
         let (_, version) = self.first.get(key)?.last()?;
         Some(*version)
     }
@@ -86,6 +92,22 @@ impl CollectedStaysGone {
     /// A replica's disk is lost.
     pub(super) fn forget(&mut self, node: usize) {
         self.gone.retain(|(at, _), _| *at != node);
+        self.streamed.retain(|(at, _), _| *at != node);
+    }
+
+    /// What a replica has promised of its partitions.
+    pub(super) fn promised(&mut self, node: usize, ledger: &Ledger) {
+        for (partition, entry) in ledger.partitions() {
+            match &entry.state {
+                PartitionState::Held => {}
+                PartitionState::Streaming { settled, .. } => {
+                    self.streamed.insert((node, partition), *settled);
+                }
+                PartitionState::Wiping | PartitionState::Absent => {
+                    self.streamed.remove(&(node, partition));
+                }
+            }
+        }
     }
 
     /// A replica has removed a whole partition.
@@ -94,22 +116,25 @@ impl CollectedStaysGone {
             .retain(|(at, key), _| *at != node || !is_of_it(key));
     }
 
-    /// By key, the greatest record that some replica has collected and shows nothing of since.
-    pub(super) fn greatest_anywhere(&self) -> BTreeMap<&Bytes, &Record> {
-        let mut greatest: BTreeMap<&Bytes, &Record> = BTreeMap::new();
-        for ((_, key), record) in &self.gone {
-            let known = greatest.entry(key).or_insert(record);
-            if record.version > known.version {
-                *known = record;
+    /// What a replica would hold beside `held`, had nobody collected anything.
+    pub(super) fn of(&self, node: usize, held: &[Record], partitions: u16) -> Vec<Record> {
+        let range = (node, Bytes::new())..(node + 1, Bytes::new());
+        let own = self.gone.range(range).map(|(_, record)| record);
+        let held: BTreeSet<&Bytes> = held.iter().map(|record| &record.key).collect();
+        let mut kept: BTreeMap<&Bytes, &Record> = own.map(|record| (&record.key, record)).collect();
+        for record in self.gone.values() {
+            let place = (node, partition_of(&record.key, partitions));
+            let settled = self.streamed.get(&place);
+            if settled.is_some_and(|settled| record.epoch <= *settled)
+                && !held.contains(&record.key)
+            {
+                let known = kept.entry(&record.key).or_insert(record);
+                if known.version < record.version {
+                    *known = record;
+                }
             }
         }
-        greatest
-    }
-
-    /// What a replica would hold, had it collected nothing.
-    pub(super) fn of(&self, node: usize) -> impl Iterator<Item = &Record> {
-        let range = (node, Bytes::new())..(node + 1, Bytes::new());
-        self.gone.range(range).map(|(_, record)| record)
+        kept.into_values().cloned().collect()
     }
 }
 
@@ -135,7 +160,19 @@ mod tests {
         );
         assert_eq!(watch.visible(2, &record(1, 6)), None);
         assert_eq!(watch.visible(2, &record(2, 1)), None);
-        assert_eq!(watch.of(0).count(), 1);
-        assert_eq!(watch.of(2).count(), 0, "it shows something again");
+        assert_eq!(watch.of(0, &[], 1).len(), 1);
+        assert_eq!(watch.of(2, &[], 1).len(), 0, "it shows something again");
+    }
+
+    #[test]
+    fn what_the_source_of_a_stream_had_settled_counts_as_collected() {
+        let mut watch = CollectedStaysGone::default();
+        assert_eq!(watch.gone(10, 0, &record(1, 5), true, &[]), None);
+        watch.streamed.insert((1, PartitionId(0)), Epoch(0));
+        assert_eq!(watch.of(1, &[], 1), [], "not settled at the source");
+        watch.streamed.insert((1, PartitionId(0)), Epoch(1));
+        assert_eq!(watch.of(1, &[], 1), [record(1, 5)]);
+        assert_eq!(watch.of(1, &[record(1, 6)], 1), [], "it holds something");
+        assert_eq!(watch.of(2, &[], 1), [], "it was not filled by a stream");
     }
 }

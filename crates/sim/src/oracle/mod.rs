@@ -6,63 +6,74 @@
 
 mod acknowledged_is_durable;
 mod agreed_only_grows;
+pub(crate) mod agreed_rings;
+pub(crate) mod arrivals;
+pub(crate) mod closed_takes_nothing;
 mod collected_stays_gone;
+mod collected_when_due;
 mod counts_are_true;
 mod election_safety;
 mod expires_in_time;
 mod failed_means_nothing;
 mod monotonic_reads;
 mod nothing_invented;
+pub(crate) mod old_rings_are_refused;
 mod one_cluster;
 mod one_record_per_version;
 mod one_version_per_write;
 mod pages_are_true;
+mod promises_only_grow;
 pub(crate) mod queues_are_bounded;
+pub(crate) mod quorums_are_held;
 mod regular_reads;
 mod replicas_converge;
 mod sessions_hold;
 pub(crate) mod settled_is_equal;
+pub(crate) mod settled_is_final;
+pub(crate) mod settled_takes_nothing;
+pub(crate) mod settles_in_time;
+mod stages_wait;
+mod stamps_above_floors;
 mod stamps_grow;
 mod state_machine_safety;
 #[cfg(test)]
 mod tests_support;
+mod verified_under_one_version;
 mod versions_grow;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply, ClusterView};
+use mds_node::sync_io::RootOf;
 use mds_storage::store::{Ledger, PartitionState};
 use mds_types::slot::partition_of;
-use mds_types::{ClusterConfig, Record, Version};
+use mds_types::{ClusterConfig, Epoch, NodeId, Record, TopologyVersion, Version};
 
 use crate::history::{Ending, History};
 use agreed_only_grows::AgreedOnlyGrows;
+use agreed_rings::AgreedRings;
 use collected_stays_gone::CollectedStaysGone;
 use election_safety::ElectionSafety;
 use one_cluster::OneCluster;
 use one_record_per_version::OneRecordPerVersion;
 use one_version_per_write::OneVersionPerWrite;
+use promises_only_grow::PromisesOnlyGrow;
+use quorums_are_held::Told;
+use stages_wait::StagesWait;
+use stamps_above_floors::StampsAboveFloors;
 use state_machine_safety::StateMachineSafety;
+use verified_under_one_version::VerifiedUnderOneVersion;
 use versions_grow::VersionsGrow;
 
 /// Where replicas differ, in words, with what was collected counted as if it were there.
 pub(crate) fn difference(
-    replicas: &Replicas,
+    replicas: &[Vec<Record>],
     watch: &Watch,
+    partitions: u16,
     holders: impl Fn(&Bytes) -> Vec<usize>,
 ) -> Option<String> {
-    replicas_converge::difference(&watch.as_if_kept(replicas), holders)
-}
-
-/// What the replicas hold and have promised, by machine.
-#[derive(Default)]
-pub(crate) struct Replicas {
-    /// All records.
-    pub(crate) records: Vec<Vec<Record>>,
-    /// The ledger, if there is a store.
-    pub(crate) ledgers: Vec<Option<Arc<Ledger>>>,
+    replicas_converge::difference(&watch.as_if_kept(replicas, partitions), holders)
 }
 
 /// Broken by a start that does not find what the replica had shown before.
@@ -93,6 +104,14 @@ pub(crate) struct Watch {
     machines: StateMachineSafety,
     agreed: AgreedOnlyGrows,
     collected: CollectedStaysGone,
+    floors: StampsAboveFloors,
+    stages: StagesWait,
+    promises: PromisesOnlyGrow,
+    verified: VerifiedUnderOneVersion,
+    /// The rings that were agreed on.
+    pub(crate) rings: AgreedRings,
+    /// What clients were told: the world's to look at, with all replicas in view.
+    pub(crate) told: Vec<Told>,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
 }
@@ -105,6 +124,45 @@ impl Watch {
             .or_else(|| self.records.visible(node, record))
             .or_else(|| self.writes.visible(node, record))
             .or_else(|| self.collected.visible(node, record))
+            .or_else(|| self.floors.visible(node, record))
+    }
+
+    /// Whether a replica has shown a version of a key, or a newer one. What was collected anywhere counts as shown.
+    pub(crate) fn has_shown(&self, node: usize, key: &Bytes, version: Version) -> bool {
+        let is_there = |shown: Option<Version>| shown.is_some_and(|shown| shown >= version);
+        is_there(self.versions.of(node, key)) || is_there(self.collected.greatest(key))
+    }
+
+    /// What a replica's ledger says. `id`: who the node is.
+    pub(crate) fn promised(&mut self, node: usize, id: NodeId, ledger: &Ledger) -> Option<Broken> {
+        self.stages.promised(id, ledger.acked);
+        self.collected.promised(node, ledger);
+        self.promises.promised(node, ledger)
+    }
+
+    /// A member has told a node, in that start of it, that it has the same root of a set.
+    pub(crate) fn seen_equal(
+        &mut self,
+        name: (usize, u64),
+        root: &RootOf,
+        member: NodeId,
+        version: TopologyVersion,
+    ) {
+        let place = (name, root.partition, root.epoch);
+        self.verified.equal(place, (version, member, root.root));
+    }
+
+    /// A node has settled a set, having seen all others equal to this root.
+    pub(crate) fn settled(
+        &mut self,
+        name: (usize, u64),
+        me: NodeId,
+        root: &RootOf,
+    ) -> Option<Broken> {
+        let place = (name, root.partition, root.epoch);
+        let group = |version| self.rings.group(version, root.partition, me);
+        let versions = self.rings.versions();
+        self.verified.settled(place, root.root, group, versions)
     }
 
     /// What a replica last showed of each key.
@@ -113,18 +171,27 @@ impl Watch {
     }
 
     /// A replica shows nothing of a key any more: it has collected what it had shown, or has given the partition
-    /// away. `others`: what the other replicas hold of it.
+    /// away. `settled`: its watermark there; `others`: what the other replicas hold of it.
     pub(crate) fn gone(
         &mut self,
         now_ns: u64,
         node: usize,
         key: &Bytes,
+        settled: Epoch,
         others: &[(usize, Version)],
     ) -> Option<Broken> {
         let version = self.versions.take(node, key)?;
         let record = self.records.record(key, version)?.clone();
         let is_dead = expires_in_time::can_be_missed(&record, now_ns);
-        self.collected.gone(now_ns, node, &record, is_dead, others)
+        let due = self.is_not_due(node, &record, settled);
+        let gone = self.collected.gone(now_ns, node, &record, is_dead, others);
+        gone.or(due)
+    }
+
+    /// Why a record may not be collected yet, if so.
+    fn is_not_due(&self, node: usize, record: &Record, settled: Epoch) -> Option<Broken> {
+        let floor = self.floors.floor(Epoch(settled.0 + 1));
+        collected_when_due::check(node, record, settled, floor)
     }
 
     /// A replica has removed a whole partition: it has promised nothing of it any more.
@@ -139,32 +206,13 @@ impl Watch {
     }
 
     /// What the replicas would hold, had they collected nothing.
-    ///
-    /// A replica that copied a partition has not met what its source had collected by then. That it holds nothing of
-    /// such a key says the same, if, and only if, its watermark covers the record.
-    fn as_if_kept(&self, replicas: &Replicas) -> Vec<Vec<Record>> {
+    fn as_if_kept(&self, replicas: &[Vec<Record>], partitions: u16) -> Vec<Vec<Record>> {
         let kept = |(node, records): (usize, &Vec<Record>)| {
             let mut kept = records.clone();
-            kept.extend(self.collected.of(node).cloned());
-            let ledger = replicas.ledgers.get(node).and_then(Option::as_ref);
-            if let Some(ledger) = ledger {
-                let known: BTreeSet<&Bytes> = kept.iter().map(|record| &record.key).collect();
-                let count = ledger.partitions().count() as u16;
-                let is_covered = |record: &&Record| {
-                    let partition = ledger.partition(partition_of(&record.key, count));
-                    partition.state == PartitionState::Held && record.epoch <= partition.settled
-                };
-                let elsewhere = self.collected.greatest_anywhere().into_values();
-                let unmet: Vec<Record> = elsewhere
-                    .filter(|record| !known.contains(&record.key))
-                    .filter(is_covered)
-                    .cloned()
-                    .collect();
-                kept.extend(unmet);
-            }
+            kept.extend(self.collected.of(node, records, partitions));
             kept
         };
-        replicas.records.iter().enumerate().map(kept).collect()
+        replicas.iter().enumerate().map(kept).collect()
     }
 
     /// The history, in which a read that found nothing says which collected version that stands for.
@@ -193,8 +241,17 @@ impl Watch {
         is_copy: bool,
         view: &ClusterView,
     ) -> Option<Broken> {
+        let stages = match is_copy {
+            true => None,
+            false => {
+                self.floors.shown(view);
+                self.rings.shown(&view.rings);
+                self.stages.shown(view)
+            }
+        };
         self.cluster
             .shown(node, view)
+            .or(stages)
             .or_else(|| self.elections.shown(view, is_copy))
             .or_else(|| self.machines.shown(node, view))
             .or_else(|| self.agreed.shown(node, life, view))
@@ -224,6 +281,7 @@ impl Watch {
     pub(crate) fn node_wiped(&mut self, node: usize) {
         self.versions.forget(node);
         self.collected.forget(node);
+        self.promises.forget(node);
     }
 
     /// A start may have lost its power just after it had collected something, or had given a partition away.
@@ -242,11 +300,12 @@ impl Watch {
         for (key, version) in self.shown(node) {
             let settled = ledger.partition(partition_of(&key, count)).settled;
             let record = self.records.record(&key, version);
-            let may_be_gone = record
-                .is_some_and(|record| record.epoch <= settled && Watch::is_dead(record, now_ns));
+            let may_be_gone = record.is_some_and(|record| {
+                Watch::is_dead(record, now_ns) && self.is_not_due(node, record, settled).is_none()
+            });
             if may_be_gone && !held.contains(&key) {
                 // What the others hold is compared when they are looked at together.
-                let _ = self.gone(now_ns, node, &key, &[]);
+                let _ = self.gone(now_ns, node, &key, settled, &[]);
             }
         }
     }
@@ -269,7 +328,7 @@ impl Watch {
 /// Looks at everything when the world has come to rest: all records of each replica, and the whole
 /// history. `lost` says how many of a key's replicas have lost their disks.
 pub(crate) fn examine(
-    replicas: &Replicas,
+    replicas: &[Vec<Record>],
     history: &History,
     watch: &Watch,
     config: &ClusterConfig,
@@ -277,7 +336,7 @@ pub(crate) fn examine(
 ) -> Vec<Broken> {
     let n = config.replicas;
     let (replicas, history) = (
-        &watch.as_if_kept(replicas)[..],
+        &watch.as_if_kept(replicas, config.partition_count)[..],
         &watch.with_collected(history),
     );
     let mut broken = Vec::new();

@@ -2,11 +2,15 @@
 
 use bytes::Bytes;
 use mds_cluster::ClusterView;
-use mds_types::{Body, Epoch, Hlc, MemberInfo, NodeId, Record, Version};
+use mds_cluster::view::{MemberStage, MemberView};
+use mds_storage::store::Purpose;
+use mds_types::{Body, Epoch, Hlc, IncarnationId, MemberInfo, NodeId, Record, Version};
 
 use crate::faults::FaultConfig;
 use crate::history::{Ending, History, Kind, Operation};
 use crate::random::Random;
+
+use super::arrivals::Arrival;
 
 pub(super) fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number}"))
@@ -96,4 +100,28 @@ pub(super) fn get(history: &mut History, key: u64, r: u8, found: Option<(u64, &B
 /// What a node shows that is part of nothing yet.
 pub(super) fn view(node: u64) -> ClusterView {
     ClusterView::unborn(NodeId(node), MemberInfo::default(), 1)
+}
+
+/// A member on the ring.
+pub(super) fn member() -> MemberView {
+    MemberView {
+        incarnation: IncarnationId(1),
+        boot: 1,
+        boot_nonce: 1,
+        info: MemberInfo::default(),
+        stage: MemberStage::Active,
+    }
+}
+
+/// A client's write that a replica has taken, where there was nothing and nothing is settled.
+pub(super) fn arrival(key_number: u64, hlc: u64, epoch: u64) -> Arrival {
+    Arrival {
+        key: key(key_number),
+        version: version(hlc),
+        epoch: Epoch(epoch),
+        purpose: Purpose::Write,
+        settled: Epoch(0),
+        before: Some(None),
+        is_durable: true,
+    }
 }

@@ -46,6 +46,11 @@ impl VersionsGrow {
             .collect()
     }
 
+    /// What a replica last showed of a key.
+    pub(super) fn of(&self, node: usize, key: &Bytes) -> Option<Version> {
+        self.shown.get(&(node, key.clone())).copied()
+    }
+
     /// A replica shows nothing of a key any more, and may.
     pub(super) fn take(&mut self, node: usize, key: &Bytes) -> Option<Version> {
         self.shown.remove(&(node, key.clone()))

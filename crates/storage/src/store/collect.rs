@@ -301,7 +301,9 @@ fn may_collect(ledger: &Ledger, partition: PartitionId, epoch: Epoch) -> bool {
 }
 
 fn is_below_floor(record: &Record, floor: Hlc) -> bool {
-    record.version.hlc <= floor || is_on(Mutation::CollectsAboveFloor)
+    record.version.hlc <= floor
+        || is_on(Mutation::CollectsAboveFloor)
+        || is_on(Mutation::CollectsUnsettled)
 }
 
 /// What the log keeps of a record that goes.

@@ -320,7 +320,10 @@ impl<'a> Arriving<'a, '_> {
             Purpose::Sync => entry.settled,
             Purpose::Write | Purpose::Hint | Purpose::Repair => entry.no_new_rows(),
         };
-        if has_passed(watermark, epoch) && !is_on(Mutation::MergesBelowWatermark) {
+        if has_passed(watermark, epoch) {
+            if is_on(Mutation::MergesBelowWatermark) {
+                return None;
+            }
             return (order == Ordering::Greater).then_some(Merged::Settled);
         }
         let is_sealed = matches!(self.purpose, Purpose::Write | Purpose::Hint)

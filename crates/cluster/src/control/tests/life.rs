@@ -153,6 +153,25 @@ fn a_copied_directory_is_refused() {
     }
 }
 
+/// It belongs to no cluster, and nobody invites it, because its original is known.
+#[test]
+fn a_copy_from_before_its_original_learnt_of_the_cluster_is_refused() {
+    let mut world = born(351, 3);
+    let node = world.add_node();
+    world.crash(node, false);
+    let copy = copy_of(&world.nodes[node].disk);
+    world.start(node);
+    world.run_until(20 * SECOND, |world| {
+        world.standing_is(&Standing::Waiting, &[node])
+    });
+    let me = world.id(node);
+    world.crash(node, false);
+    world.nodes[node].disk = copy;
+    world.start(node);
+    assert_eq!(world.id(node), me);
+    world.run_until(20 * SECOND, |world| refusal(world, node).is_some());
+}
+
 /// A copy that was started often has a later start number than its original. The others go by that in
 /// gossip; once it is refused, they must not take the original for dead because of it, nor keep out its
 /// next start.
