@@ -498,10 +498,10 @@ impl StoreIo {
             let floor = floors.floor(Epoch(entry.settled.0 + 1));
             let step = self.store.collect(partition, floor, rows_left)?;
             done.collected += step.removed;
-            if step.more {
+            rows_left = rows_left.saturating_sub((step.looked_at as usize).max(1));
+            if step.more || rows_left == 0 {
                 return Ok(());
             }
-            rows_left = rows_left.saturating_sub(step.removed as usize + 1).max(1);
         }
         let reached = self.store.reader().ledger();
         if Arc::ptr_eq(&reached, &ledger) {

@@ -107,11 +107,14 @@ pub enum Mutation {
     RowGoesWithRecord,
     /// A version that comes after a greater one leaves no row (trap T13).
     SupersededNotLogged,
+    /// What this replica seems to have lost below the watermark is taken from a replica with another past
+    /// (trap T11).
+    RebuildResurrects,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 46] = [
+    pub const ALL: [Mutation; 47] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -158,6 +161,7 @@ impl Mutation {
         Mutation::MergesBelowWatermark,
         Mutation::RowGoesWithRecord,
         Mutation::SupersededNotLogged,
+        Mutation::RebuildResurrects,
     ];
 
     /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
@@ -183,7 +187,7 @@ impl Mutation {
                 Some(9)
             }
             Mutation::HintRestamped | Mutation::MergesBelowWatermark => Some(10),
-            Mutation::CopyAccepted => Some(11),
+            Mutation::CopyAccepted | Mutation::RebuildResurrects => Some(11),
             Mutation::RowGoesWithRecord | Mutation::SupersededNotLogged => Some(13),
             Mutation::NoBlockingRepair | Mutation::RepairRestamped | Mutation::DismissesNothing => {
                 Some(14)

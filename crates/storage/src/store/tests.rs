@@ -13,6 +13,7 @@ mod hashes;
 mod model;
 mod order;
 mod scan;
+mod scrub;
 
 /// A disk and an engine that outlive stores.
 struct Bench {

@@ -96,7 +96,6 @@ impl Store {
         for &partition in &done {
             index.clear(partition, Epoch(u64::MAX));
             self.collecting.remove(&partition);
-            self.shared.scrubbed.lock().remove(&partition);
         }
         Ok(match done.len() < wiping.len() {
             true => WipeProgress::More,
