@@ -26,10 +26,10 @@ use mds_storage::IndexRow;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
 use mds_storage::store::{
-    Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store, StoreError,
-    StoreReader, WipeProgress,
+    Dead, Ledger, Lookup, Merged, PartitionState, Purpose, SettleOutcome, Settlement, Store,
+    StoreError, StoreReader, WipeProgress,
 };
-use mds_types::{Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
+use mds_types::{ClusterId, Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
 
 use crate::core::LinkId;
 use crate::sync_io::{self, RootOf, SyncAnswer, SyncQuery};
@@ -162,6 +162,17 @@ pub enum LedgerOrder {
     AdvanceStream(PartitionId, Bytes),
     /// Everything of these streams has come.
     FinishStreams(Vec<PartitionId>),
+    /// Collect these dead records, which a scrub has found, as far as they may go.
+    CollectDead {
+        /// All of one partition.
+        partition: PartitionId,
+        /// The records.
+        dead: Vec<Dead>,
+        /// Values that had expired at this time are dead, milliseconds since 1970.
+        dead_by_ms: u64,
+    },
+    /// Rebuild an epoch's hashes from its rows when they are asked for.
+    ForgetHashes(PartitionId, Epoch),
 }
 
 /// How a merge ended.
@@ -387,6 +398,20 @@ impl StoreIo {
                 self.store.advance_streams(&[(partition, after)])
             }
             LedgerOrder::FinishStreams(partitions) => self.store.finish_streams(&partitions),
+            LedgerOrder::CollectDead {
+                partition,
+                dead,
+                dead_by_ms,
+            } => {
+                let settled = self.store.reader().ledger().partition(partition).settled;
+                let floor = self.floors.floor(Epoch(settled.0 + 1));
+                let collected = self.store.collect_dead(&dead, floor, dead_by_ms)?;
+                done.collected += collected.removed;
+                Ok(())
+            }
+            LedgerOrder::ForgetHashes(partition, epoch) => {
+                self.store.forget_hashes(partition, epoch)
+            }
         }
     }
 
@@ -658,6 +683,12 @@ impl StoreIo {
             }
         }
     }
+}
+
+/// What the hashes of index rows are seeded with: the same on all nodes of a cluster, and another in another one, so
+/// that no two clusters ever take each other's sets for equal.
+pub fn row_seed(cluster: ClusterId) -> u64 {
+    (cluster.0 >> 64) as u64 ^ cluster.0 as u64
 }
 
 /// A question for the store's reader.

@@ -232,6 +232,7 @@ impl Machine {
             .unwrap_or_default();
         let partitions = datadir::read_partition_count(&*disk).map_err(|e| text(&e))?;
         let incarnation = directory.identity().incarnation;
+        let cluster = directory.identity().cluster;
         let mono_ns = self.clock.at(env.now_ns).mono_ns;
         let config = self.control_config();
         let control =
@@ -240,7 +241,7 @@ impl Machine {
             Some(count) => Some(StoreLane::open(
                 &self.disk,
                 &self.engine,
-                incarnation,
+                (incarnation, cluster),
                 count,
                 (self.node, self.life),
                 self.is_true_to_its_past(),

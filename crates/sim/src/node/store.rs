@@ -7,7 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_node::store_io::{HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone, StoreIo};
+use mds_node::store_io::{
+    HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone, StoreIo, row_seed,
+};
 use mds_storage::engine::MemoryEngine;
 use mds_storage::hints::{HintLimits, HintStore};
 use mds_storage::store::{
@@ -15,7 +17,7 @@ use mds_storage::store::{
 };
 use mds_storage::{Disk, FaultyDisk};
 use mds_types::slot::partition_of;
-use mds_types::{IncarnationId, NodeId, PartitionId, Record};
+use mds_types::{ClusterId, IncarnationId, NodeId, PartitionId, Record};
 
 use super::{Origin, Process};
 use crate::env::Env;
@@ -53,7 +55,7 @@ impl StoreLane {
     pub(super) fn open(
         disk: &FaultyDisk,
         engine: &MemoryEngine,
-        incarnation: IncarnationId,
+        (incarnation, cluster): (IncarnationId, ClusterId),
         partitions: u16,
         (node, life): (usize, u64),
         is_true_to_its_past: bool,
@@ -66,6 +68,7 @@ impl StoreLane {
             fsync: FsyncPolicy::Always,
             segment_bytes_max: SEGMENT_BYTES_MAX,
             secret: (incarnation.0 >> 64) as u64,
+            row_seed: row_seed(cluster),
             ..StoreOptions::default()
         };
         let engine = Arc::new(engine.clone());
@@ -149,7 +152,7 @@ impl Process {
             StoreLane::open(
                 &self.disk,
                 &self.engine,
-                self.incarnation,
+                (self.incarnation, self.control.view().cluster),
                 partitions,
                 name,
                 self.origin != Origin::Copy,

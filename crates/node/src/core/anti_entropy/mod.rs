@@ -20,6 +20,9 @@
 
 mod duty;
 mod repair;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -35,6 +38,8 @@ use mds_types::{Epoch, NodeId, PartitionId, RingStage, RingUse, TopologyVersion}
 pub(super) use duty::RingDuty;
 pub use duty::RingReport;
 pub(super) use repair::RepairOp;
+pub(super) use scrub::ScrubOp;
+pub use scrub::ScrubStats;
 pub(super) use serve::{failed_answer, to_wire};
 pub(super) use stream::StreamOp;
 
@@ -105,6 +110,7 @@ pub(super) struct AntiEntropy {
     queued: BTreeSet<(PartitionId, Epoch)>,
     repairs: usize,
     streams: stream::Streams,
+    scrub: scrub::Scrubbing,
     pub(super) duty: RingDuty,
     /// Since when something keeps the oldest open epoch from being settled, and who.
     pub(super) blocked: BTreeMap<NodeId, u64>,
@@ -151,6 +157,7 @@ impl Default for AntiEntropy {
             queued: BTreeSet::new(),
             repairs: 0,
             streams: stream::Streams::default(),
+            scrub: scrub::Scrubbing::default(),
             duty: RingDuty::default(),
             blocked: BTreeMap::new(),
             stats: SyncStats::default(),
@@ -253,6 +260,7 @@ impl Core {
         }
         self.begin_repairs(now);
         self.tick_streams(now);
+        self.tick_scrub(now);
         if self.sync.round.is_some() || now.mono_ns < self.sync.next_round_ns {
             return;
         }
@@ -553,6 +561,7 @@ impl Core {
             }
             (Some(Pending::Compare(_)), _) => self.on_compare_failed(now, id),
             (Some(Pending::Repair(_)), answer) => self.on_repair_own(now, id, answer),
+            (Some(Pending::Scrub(_)), answer) => self.on_scrub_own(now, id, answer),
             _ => {}
         }
     }

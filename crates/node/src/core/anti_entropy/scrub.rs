@@ -1,0 +1,946 @@
+//! The slow rebuild: reading all that is here, comparing what is settled with the other replicas, and bringing back what
+//! was lost under the hood.
+//!
+//! Verification compares what the index says was *received*. Whether the disk has it still is found out here. A
+//! **pass** goes partition after partition and page after page, at a bounded rate; a start begins anew. Of each step the
+//! store says what it found (`mds_storage::store::Scrub`), and this is what follows:
+//!
+//! | found | follows |
+//! |---|---|
+//! | a row above the watermark without its record | the record is fetched from another replica and merged like any other |
+//! | hashes that are not those of the rows | counted, logged, forgotten: they are rebuilt from the rows, which are the truth |
+//! | dead records | collected, by the same rule of the floor as everywhere |
+//! | damaged bytes | counted and logged; the walk of the partition ends there |
+//! | a page of settled records | compared with all other replicas of the same past: below |
+//!
+//! **Comparing a page** costs one question and one answer per replica, about 150 bytes for [`SCRUB_LOOKS_MAX`] records, as long as
+//! all is well. Who differs answers with the hashes of the buckets; of differing buckets the rows are read; of missing
+//! rows the records. What a majority of the partition's replicas holds and this one lacks was lost here, and
+//! is merged as [`Purpose::Rebuild`]; the proof stands with the store's `Scrub`. What only this replica holds is *reported and
+//! kept*. Everybody looks after himself: what another one lacks is for his own pass to find.
+//!
+//! **The same past** is a matter of moments, because watermarks rise several times an hour and not everywhere at
+//! once. A page that meets another past is read anew a little later; after [`TRIES_MAX`] times the rest of the
+//! partition is left to the next pass.
+//!
+//! [`SCRUB_LOOKS_MAX`]: crate::sync_io::SCRUB_LOOKS_MAX
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use mds_storage::IndexRow;
+use mds_storage::store::{
+    PartitionState, Purpose, RangeOf, Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledRange,
+};
+use mds_types::{Epoch, NodeId, PartitionId, Record, RingStage, RingUse};
+
+use super::super::{Core, HEALTH_TICK_NS, Pending};
+use super::repair::{FETCH_KEYS_MAX, rank, row_of};
+use super::{Progress, STEP_TIMEOUT_NS};
+use crate::api::Now;
+use crate::store_io::{LedgerOrder, ReplyTo, Ticket};
+use crate::sync_io::{RangeAnswer, RangeAsk, RangeQuery, SyncAnswer, SyncQuery, root_of};
+use crate::wire::{
+    Fetch, FetchReply, Message, Range, RangeReply, Status, Verdict, encoded_len, hash_bytes,
+    hash_of,
+};
+
+/// The first pass begins this long after the start, or after the interval if that is shorter, nanoseconds.
+const FIRST_PASS_NS: u64 = 60_000_000_000;
+
+/// A step that came to nothing is tried again after this long, and after so much longer each time, nanoseconds...
+const RETRY_NS: u64 = 200_000_000;
+
+/// ...and so often.
+const TRIES_MAX: u32 = 10;
+
+/// A step counts as at least so many rows, whatever it found: bounds the messages of small partitions.
+const STEP_LOOKS_MIN: u64 = 64;
+
+/// Values that expire within this time of a pass are not compared, milliseconds: clocks may differ, and what one
+/// replica has collected another may still hold.
+const LEFT_OUT_MS: u64 = 60 * 60 * 1_000;
+
+/// What the slow rebuild has looked at, found and cost since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ScrubStats {
+    /// Passes over everything that ended.
+    pub passes: u64,
+    /// Records and index rows looked at.
+    pub looked_at: u64,
+    /// Pages of settled records that were compared with other replicas.
+    pub pages: u64,
+    /// Bytes of messages that this node sent and received for it, answers to others' scrubs left out.
+    pub bytes: u64,
+    /// Records above the watermark that were lost here, and were brought back.
+    pub restored: u64,
+    /// Records below the watermark that were lost here, and were brought back.
+    pub rebuilt: u64,
+    /// Epochs of partitions whose hashes were not those of their rows, and were rebuilt.
+    pub hashes_rebuilt: u64,
+    /// Partitions in which stored bytes are damaged.
+    pub damaged: u64,
+    /// Records that were lost here and were found on no other replica.
+    pub unfound: u64,
+    /// Settled records that this replica holds and a majority of the others does not.
+    pub unmatched: u64,
+    /// Differences that no majority could decide, because replicas were away or are too few.
+    pub undecided: u64,
+    /// Partitions that were left to the next pass, in whole or in part.
+    pub skipped: u64,
+}
+
+/// The pass under way, and what there was.
+#[derive(Debug, Default)]
+pub(super) struct Scrubbing {
+    /// When the next pass is due.
+    pub(super) due_ns: Option<u64>,
+    pass: Option<Pass>,
+    /// Up to when what was read so far uses up the rate.
+    paced_until_ns: u64,
+    stats: ScrubStats,
+}
+
+#[derive(Debug)]
+struct Pass {
+    at: Scrub,
+    options: ScrubOptions,
+    /// The step under way.
+    step: Option<u64>,
+    tries: u32,
+    /// The rest of the partition is not compared: the others have another past.
+    is_apart: bool,
+    before: ScrubStats,
+}
+
+/// A step of a pass in flight.
+pub(in super::super) struct ScrubOp {
+    phase: Phase,
+    due_ns: u64,
+    partition: PartitionId,
+    /// Where the walk stands behind this step, and whether it is over.
+    next: Option<(Scrub, bool)>,
+    /// What remains to be compared.
+    range: Option<SettledRange>,
+    /// Rows above the watermark without their records.
+    lost: BTreeMap<Bytes, (Epoch, IndexRow)>,
+    difference: Option<Box<Difference>>,
+    /// What there was when the step began.
+    before: ScrubStats,
+}
+
+enum Phase {
+    /// This node's own store is looking.
+    Own,
+    /// Somebody was asked for lost records.
+    Lost { asked: NodeId, left: Vec<NodeId> },
+    /// All others were told a root.
+    Sums {
+        waiting: BTreeSet<NodeId>,
+        equal: usize,
+        differing: BTreeMap<NodeId, Vec<u128>>,
+    },
+    /// Rows of those that differ are read, one after another.
+    Theirs { asked: NodeId },
+    /// This node's own rows of the same range.
+    Mine,
+    /// Records of these keys were asked for.
+    Records { asked: NodeId, keys: Vec<Bytes> },
+    /// Records are being merged.
+    Merging { left: usize },
+}
+
+/// A range in which so many others differ that they may be a majority against this replica.
+struct Difference {
+    /// As many replicas have to hold one and the same.
+    majority: usize,
+    /// What is looked at now: the range, or the first part of it.
+    of: RangeOf,
+    /// Where the range ends.
+    end: Option<Bytes>,
+    /// The buckets that differ; none stands for all.
+    buckets: Vec<u16>,
+    members: Vec<NodeId>,
+    theirs: BTreeMap<NodeId, Vec<IndexRow>>,
+    /// What this replica has lost, and who has it.
+    wanted: BTreeMap<Bytes, (NodeId, IndexRow)>,
+    /// What only this replica seems to have.
+    odd: BTreeMap<Bytes, IndexRow>,
+    to_fetch: VecDeque<(NodeId, Vec<Bytes>)>,
+}
+
+impl ScrubOp {
+    /// Whether it waits for this node.
+    pub(in super::super) fn waits_for(&self, node: NodeId) -> bool {
+        match &self.phase {
+            Phase::Own | Phase::Mine | Phase::Merging { .. } => false,
+            Phase::Lost { asked, .. } | Phase::Theirs { asked } | Phase::Records { asked, .. } => {
+                *asked == node
+            }
+            Phase::Sums { waiting, .. } => waiting.contains(&node),
+        }
+    }
+}
+
+// ---- passes and steps ---------------------------------------------------------------------------
+
+impl Core {
+    /// What the slow rebuild has found and cost.
+    pub(in super::super) fn scrub_stats(&self) -> ScrubStats {
+        self.sync.scrub.stats
+    }
+
+    /// Time for the scrub: begins a pass when one is due, and goes on with it.
+    pub(super) fn tick_scrub(&mut self, now: Now) {
+        let interval_ns = self.config.scrub_interval_ms.saturating_mul(1_000_000);
+        if interval_ns == 0 {
+            return;
+        }
+        let first_ns = now.mono_ns + interval_ns.min(FIRST_PASS_NS);
+        let due_ns = *self.sync.scrub.due_ns.get_or_insert(first_ns);
+        if self.sync.scrub.pass.is_none() {
+            if now.mono_ns < due_ns {
+                return;
+            }
+            self.sync.scrub.due_ns = Some(now.mono_ns + interval_ns);
+            let options = self.scrub_options(now);
+            let Some(first) = self.next_scrubbed(PartitionId(0)) else {
+                return;
+            };
+            self.sync.scrub.pass = Some(Pass {
+                at: Scrub::new(first, options),
+                options,
+                step: None,
+                tries: 0,
+                is_apart: false,
+                before: self.sync.scrub.stats,
+            });
+        }
+        self.scrub_on(now);
+    }
+
+    /// What is dead by now on all clocks, and what may not be so for long. The floor follows the slowest clock of the
+    /// cluster, so that a fast one collects nothing too early.
+    fn scrub_options(&self, now: Now) -> ScrubOptions {
+        let floor_ms = self.view.floors.latest().physical_us() / 1_000;
+        let skew_ms = self.config.clock_skew_us_max / 1_000;
+        ScrubOptions {
+            dead_by_ms: now.wall_ms().min(floor_ms).saturating_sub(skew_ms),
+            left_out_ms: now.wall_ms().max(floor_ms).saturating_add(LEFT_OUT_MS),
+        }
+    }
+
+    /// The first partition from this one on that is here.
+    fn next_scrubbed(&self, from: PartitionId) -> Option<PartitionId> {
+        let ledger = self.sync.ledger.as_ref()?;
+        let all = (from.0..self.rings.partition_count()).map(PartitionId);
+        let is_held = |partition: &PartitionId| {
+            ledger.partition(*partition).state == PartitionState::Held
+                && self.sync.progress.contains_key(partition)
+        };
+        all.into_iter().find(is_held)
+    }
+
+    /// Begins the next step, if there is a pass and the rate allows it.
+    fn scrub_on(&mut self, now: Now) {
+        let scrub = &mut self.sync.scrub;
+        // A tick's worth may be read ahead of time: nobody looks more often.
+        let is_paced = scrub.paced_until_ns > now.mono_ns + HEALTH_TICK_NS;
+        let Some(pass) = scrub.pass.as_mut().filter(|pass| pass.step.is_none()) else {
+            return;
+        };
+        if is_paced {
+            return;
+        }
+        let at = pass.at.clone();
+        let op = ScrubOp {
+            phase: Phase::Own,
+            due_ns: now.mono_ns + STEP_TIMEOUT_NS,
+            partition: at.partition(),
+            next: None,
+            range: None,
+            lost: BTreeMap::new(),
+            difference: None,
+            before: scrub.stats,
+        };
+        let id = self.pending.insert(Pending::Scrub(Box::new(op)));
+        pass.step = Some(id);
+        self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
+        self.ask_own_store(id, SyncQuery::Scrub(Box::new(at)));
+    }
+
+    /// The step is done with.
+    fn end_scrub_step(&mut self, now: Now, id: u64) {
+        let Some(Pending::Scrub(op)) = self.pending.remove(id) else {
+            return;
+        };
+        self.scrub_behind(now, op.partition, op.next);
+        self.scrub_on(now);
+    }
+
+    /// Goes on behind a step: in its partition, in the next one, or not at all.
+    fn scrub_behind(&mut self, now: Now, partition: PartitionId, behind: Option<(Scrub, bool)>) {
+        let options = self.scrub_options(now);
+        let next = self.next_scrubbed(PartitionId(partition.0.saturating_add(1)));
+        let scrub = &mut self.sync.scrub;
+        let Some(pass) = &mut scrub.pass else { return };
+        pass.step = None;
+        pass.tries = 0;
+        match (behind, next) {
+            (Some((at, false)), _) => pass.at = at,
+            (_, Some(next)) => {
+                pass.is_apart = false;
+                pass.options = options;
+                pass.at = Scrub::new(next, options);
+            }
+            (_, None) => {
+                scrub.stats.passes += 1;
+                let (before, after) = (pass.before, scrub.stats);
+                tracing::info!(
+                    looked_at = after.looked_at - before.looked_at,
+                    pages = after.pages - before.pages,
+                    bytes = after.bytes - before.bytes,
+                    restored = after.restored - before.restored,
+                    rebuilt = after.rebuilt - before.rebuilt,
+                    "a scrub of all that is here has ended"
+                );
+                scrub.pass = None;
+            }
+        }
+    }
+
+    /// The step came to nothing: again, later; or on behind it.
+    pub(in super::super) fn on_scrub_failed(&mut self, now: Now, id: u64) {
+        let Some(Pending::Scrub(op)) = self.pending.remove(id) else {
+            return;
+        };
+        let scrub = &mut self.sync.scrub;
+        let Some(pass) = &mut scrub.pass else { return };
+        pass.step = None;
+        pass.tries += 1;
+        let rest_ns = RETRY_NS * u64::from(pass.tries);
+        scrub.paced_until_ns = scrub
+            .paced_until_ns
+            .max(now.mono_ns + rest_ns + HEALTH_TICK_NS);
+        if pass.tries >= TRIES_MAX {
+            scrub.stats.skipped += 1;
+            pass.is_apart = true;
+            tracing::info!(
+                partition = %op.partition,
+                "the settled records of a partition were not compared: others have another past, or \
+                 cannot be asked; the next scrub will"
+            );
+            self.scrub_behind(now, op.partition, op.next);
+        }
+    }
+
+    pub(in super::super) fn on_scrub_deadline(&mut self, now: Now, id: u64) {
+        if self.scrub_op(id).is_some_and(|op| op.due_ns <= now.mono_ns) {
+            self.on_scrub_failed(now, id);
+        }
+    }
+
+    fn scrub_op(&mut self, id: u64) -> Option<&mut ScrubOp> {
+        match self.pending.get_mut(id) {
+            Some(Pending::Scrub(op)) => Some(op),
+            _ => None,
+        }
+    }
+
+    fn set_phase(&mut self, now: Now, id: u64, phase: Phase) {
+        let due_ns = now.mono_ns + STEP_TIMEOUT_NS;
+        if let Some(op) = self.scrub_op(id) {
+            op.phase = phase;
+            op.due_ns = due_ns;
+            self.deadlines.insert(due_ns, id);
+        }
+    }
+
+    /// Asks somebody; without a way to him the step has failed.
+    fn scrub_ask(&mut self, now: Now, id: u64, to: NodeId, message: &Message, phase: Phase) {
+        self.set_phase(now, id, phase);
+        match self.send_sync(to, message) {
+            true => self.sync.scrub.stats.bytes += encoded_len(message) as u64,
+            false => self.on_scrub_failed(now, id),
+        }
+    }
+
+    // ---- what this node's own store found ------------------------------------------------------
+
+    pub(super) fn on_scrub_own(&mut self, now: Now, id: u64, answer: Option<SyncAnswer>) {
+        let Some(op) = self.scrub_op(id) else { return };
+        match (&op.phase, answer) {
+            (Phase::Own, Some(SyncAnswer::Scrub(found))) => {
+                let (next, step) = *found;
+                self.take_step(now, id, next, step);
+            }
+            (Phase::Mine, Some(SyncAnswer::Range(RangeAnswer::Rows(rows, next)))) => {
+                self.hold_against(now, id, &rows, next);
+            }
+            _ => self.on_scrub_failed(now, id),
+        }
+    }
+
+    fn take_step(&mut self, now: Now, id: u64, next: Scrub, step: ScrubStep) {
+        let partition = next.partition();
+        self.pace_scrub(now, step.looked_at);
+        let lost = self.take_findings(partition, step.findings);
+        let is_apart = self
+            .sync
+            .scrub
+            .pass
+            .as_ref()
+            .is_none_or(|pass| pass.is_apart);
+        let is_stable = self.rings.stage() == RingStage::Stable;
+        let Some(op) = self.scrub_op(id) else { return };
+        op.next = Some((next, step.is_done));
+        op.range = step.range.filter(|_| is_stable && !is_apart);
+        op.lost = lost;
+        let others = self.others(partition);
+        self.ask_for_lost(now, id, others);
+    }
+
+    fn pace_scrub(&mut self, now: Now, looked_at: u64) {
+        let rate = u64::from(self.config.scrub_rows_per_s.max(1));
+        let scrub = &mut self.sync.scrub;
+        scrub.stats.looked_at += looked_at;
+        let looks_ns = looked_at.max(STEP_LOOKS_MIN) * 1_000_000_000 / rate;
+        scrub.paced_until_ns = scrub.paced_until_ns.max(now.mono_ns) + looks_ns;
+    }
+
+    /// Does what follows from findings; the rows that lack their records are returned.
+    fn take_findings(
+        &mut self,
+        partition: PartitionId,
+        findings: Vec<ScrubFinding>,
+    ) -> BTreeMap<Bytes, (Epoch, IndexRow)> {
+        let mut lost: BTreeMap<Bytes, (Epoch, IndexRow)> = BTreeMap::new();
+        let mut dead = Vec::new();
+        for finding in findings {
+            match finding {
+                ScrubFinding::Dead(found) => dead.push(found),
+                ScrubFinding::HashesDiffer { epoch, buckets } => {
+                    tracing::error!(
+                        %partition, epoch = epoch.0, ?buckets,
+                        "the hashes of an epoch are not those of its rows: they are rebuilt from the rows"
+                    );
+                    self.sync.scrub.stats.hashes_rebuilt += 1;
+                    let order = LedgerOrder::ForgetHashes(partition, epoch);
+                    self.batch.orders.push(order);
+                }
+                ScrubFinding::Lost { epoch, row } => {
+                    // What comes back must not be added to hashes that have its row already.
+                    let order = LedgerOrder::ForgetHashes(partition, epoch);
+                    if !self.batch.orders.contains(&order) {
+                        self.batch.orders.push(order);
+                    }
+                    let greatest = lost.entry(row.key.clone()).or_insert((epoch, row.clone()));
+                    if row.version > greatest.1.version {
+                        *greatest = (epoch, row);
+                    }
+                }
+                ScrubFinding::Damaged { what } => {
+                    tracing::error!(%partition, what, "stored bytes are damaged: check this node's disk");
+                    self.sync.scrub.stats.damaged += 1;
+                }
+            }
+        }
+        if !dead.is_empty() {
+            let options = self.sync.scrub.pass.as_ref().map(|pass| pass.options);
+            self.batch.orders.push(LedgerOrder::CollectDead {
+                partition,
+                dead,
+                dead_by_ms: options.map_or(0, |options| options.dead_by_ms),
+            });
+        }
+        lost
+    }
+
+    /// The other replicas of a partition that can be asked.
+    fn others(&self, partition: PartitionId) -> Vec<NodeId> {
+        let progress = self.sync.progress.get(&partition);
+        let members = progress.into_iter().flat_map(Progress::members);
+        members.filter(|node| self.is_usable(*node)).collect()
+    }
+
+    // ---- what was lost above the watermark ------------------------------------------------------
+
+    /// Asks the next of these for the lost records that nobody had so far.
+    fn ask_for_lost(&mut self, now: Now, id: u64, mut left: Vec<NodeId>) {
+        let Some(op) = self.scrub_op(id) else { return };
+        if op.lost.is_empty() {
+            return self.compare_range(now, id);
+        }
+        let (partition, count) = (op.partition, op.lost.len() as u64);
+        let Some(asked) = left.pop() else {
+            return self.give_up_lost(now, id, partition, count);
+        };
+        let keys = op.lost.keys().take(FETCH_KEYS_MAX).cloned().collect();
+        let message = Message::Fetch(Fetch { id, keys });
+        self.scrub_ask(now, id, asked, &message, Phase::Lost { asked, left });
+    }
+
+    fn give_up_lost(&mut self, now: Now, id: u64, partition: PartitionId, count: u64) {
+        let progress = self.sync.progress.get(&partition);
+        let is_alone = progress.is_none_or(Progress::is_alone);
+        if !is_alone && self.others(partition).is_empty() {
+            // Nobody was asked.
+            return self.on_scrub_failed(now, id);
+        }
+        if let Some(op) = self.scrub_op(id) {
+            op.lost.clear();
+        }
+        tracing::error!(
+            %partition, count,
+            "records were lost here, and no other replica that can be asked has them"
+        );
+        self.sync.scrub.stats.unfound += count;
+        self.compare_range(now, id);
+    }
+
+    /// Somebody has sent records, of either kind.
+    pub(super) fn on_scrub_fetched(&mut self, now: Now, id: u64, reply: &FetchReply) {
+        if self.scrub_op(id).is_none() {
+            return;
+        }
+        let bytes = encoded_len(&Message::FetchReply(reply.clone())) as u64;
+        self.sync.scrub.stats.bytes += bytes;
+        let records = reply.records.iter().cloned();
+        let records: Option<Vec<Record>> =
+            records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let taken = reply.taken as usize;
+        let records = match records {
+            Some(records) if reply.status == Status::Ok as i32 && taken > 0 => records,
+            _ => return self.on_scrub_failed(now, id),
+        };
+        let Some(op) = self.scrub_op(id) else { return };
+        let merges = match &mut op.phase {
+            Phase::Lost { .. } => op.take_lost(records),
+            Phase::Records { asked, keys } => {
+                let (asked, keys) = (*asked, std::mem::take(keys));
+                op.take_records(asked, keys, taken, records)
+            }
+            _ => return,
+        };
+        // Who is asked next is kept until they are merged.
+        let left = match &op.phase {
+            Phase::Lost { left, .. } => Some(left.clone()),
+            _ => None,
+        };
+        if merges.is_empty() {
+            return self.after_merges(now, id, left);
+        }
+        let count = merges.len();
+        self.set_phase(now, id, Phase::Merging { left: count });
+        for (purpose, record) in merges {
+            let ticket = Ticket {
+                reply_to: ReplyTo::Me,
+                id,
+                bytes: record.encoded_len(),
+            };
+            self.store_backlog += 1;
+            self.store_backlog_bytes += ticket.bytes;
+            self.batch.push(ticket, purpose, record);
+        }
+    }
+
+    /// The store has merged one of the records.
+    pub(in super::super) fn on_scrub_merged(&mut self, now: Now, id: u64, status: Status) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let is_below = op.difference.is_some();
+        let Phase::Merging { left } = &mut op.phase else {
+            return;
+        };
+        *left = left.saturating_sub(1);
+        let is_last = *left == 0;
+        let stats = &mut self.sync.scrub.stats;
+        match (status == Status::Ok, is_below) {
+            (true, true) => stats.rebuilt += 1,
+            (true, false) => stats.restored += 1,
+            // The watermark has risen, or there is no room: the next try finds it again.
+            (false, _) => {}
+        }
+        if is_last {
+            self.after_merges(now, id, None);
+        }
+    }
+
+    fn after_merges(&mut self, now: Now, id: u64, left: Option<Vec<NodeId>>) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let partition = op.partition;
+        match (op.difference.is_some(), left) {
+            (true, _) => self.fetch_on(now, id),
+            (false, Some(left)) => self.ask_for_lost(now, id, left),
+            (false, None) => {
+                let others = self.others(partition);
+                self.ask_for_lost(now, id, others);
+            }
+        }
+    }
+
+    // ---- comparing what is settled --------------------------------------------------------------
+
+    /// Tells the others the root of a page.
+    fn compare_range(&mut self, now: Now, id: u64) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let (partition, range) = (op.partition, op.range.clone());
+        let others = self.others(partition);
+        let Some(range) = range.filter(|_| !others.is_empty()) else {
+            return self.end_scrub_step(now, id);
+        };
+        self.sync.scrub.stats.pages += 1;
+        let phase = Phase::Sums {
+            waiting: others.iter().copied().collect(),
+            equal: 0,
+            differing: BTreeMap::new(),
+        };
+        self.set_phase(now, id, phase);
+        let ask = RangeAsk::Root(root_of(&range.leaves));
+        let message = self.range_message(id, partition, &range.of, &ask);
+        for other in others {
+            if !self.send_sync(other, &message) {
+                return self.on_scrub_failed(now, id);
+            }
+            self.sync.scrub.stats.bytes += encoded_len(&message) as u64;
+        }
+    }
+
+    fn range_message(
+        &self,
+        id: u64,
+        partition: PartitionId,
+        of: &RangeOf,
+        ask: &RangeAsk,
+    ) -> Message {
+        let (root, buckets) = match ask {
+            RangeAsk::Root(root) => (Some(hash_bytes(*root)), Vec::new()),
+            RangeAsk::Rows(buckets) => (None, buckets.iter().copied().map(u32::from).collect()),
+        };
+        Message::Range(Range {
+            id,
+            topology: self.rings.version().0,
+            partition: u32::from(partition.0),
+            settled: of.settled.0,
+            chain: hash_bytes(of.chain),
+            left_out_ms: of.left_out_ms,
+            after: of.after.clone(),
+            up_to: of.up_to.clone(),
+            root,
+            buckets,
+        })
+    }
+
+    /// Another replica has answered about a range.
+    pub(super) fn on_range_reply(&mut self, now: Now, id: u64, from: NodeId, reply: &RangeReply) {
+        if self.scrub_op(id).is_none() {
+            return;
+        }
+        let bytes = encoded_len(&Message::RangeReply(reply.clone())) as u64;
+        self.sync.scrub.stats.bytes += bytes;
+        let verdict = Verdict::try_from(reply.verdict).unwrap_or(Verdict::Unknown);
+        let is_answer = matches!(verdict, Verdict::Equal | Verdict::Differs);
+        if reply.status != Status::Ok as i32 || !is_answer {
+            return self.on_scrub_failed(now, id);
+        }
+        let Some(op) = self.scrub_op(id) else { return };
+        match &mut op.phase {
+            Phase::Sums {
+                waiting,
+                equal,
+                differing,
+            } => {
+                if !waiting.remove(&from) {
+                    return;
+                }
+                if verdict == Verdict::Equal {
+                    *equal += 1;
+                } else {
+                    let hashes = reply.hashes.chunks(16).filter_map(hash_of);
+                    differing.insert(from, hashes.collect());
+                }
+                if waiting.is_empty() {
+                    self.on_sums(now, id);
+                }
+            }
+            Phase::Theirs { asked } if *asked == from => self.take_rows(now, id, from, reply),
+            _ => {}
+        }
+    }
+
+    /// All have answered: it is of interest only if those that differ may be a majority.
+    fn on_sums(&mut self, now: Now, id: u64) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let partition = op.partition;
+        let (
+            Phase::Sums {
+                equal, differing, ..
+            },
+            Some(range),
+        ) = (&mut op.phase, &op.range)
+        else {
+            return;
+        };
+        let (equal, differing) = (*equal, std::mem::take(differing));
+        let (of, mine) = (range.of.clone(), range.leaves.hashes.clone());
+        let replicas = self.rings.replicas(partition, RingUse::CURRENT);
+        let count = replicas.nodes().len();
+        let majority = count / 2 + 1;
+        if differing.len() < majority {
+            // Somebody else is the odd one, and will find out; unless those that are away would decide.
+            if !differing.is_empty() && equal + 1 < majority {
+                tracing::warn!(
+                    %partition,
+                    "settled records differ between replicas, and there is no majority to say who is right"
+                );
+                self.sync.scrub.stats.undecided += 1;
+            }
+            return self.end_scrub_step(now, id);
+        }
+        let difference = Difference {
+            majority,
+            end: of.up_to.clone(),
+            of,
+            buckets: differing_buckets(&mine, differing.values()),
+            members: differing.into_keys().collect(),
+            theirs: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            odd: BTreeMap::new(),
+            to_fetch: VecDeque::new(),
+        };
+        if let Some(op) = self.scrub_op(id) {
+            op.difference = Some(Box::new(difference));
+            self.read_theirs(now, id);
+        }
+    }
+
+    /// Reads the rows of the next one that differs, or else this node's own.
+    fn read_theirs(&mut self, now: Now, id: u64) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let partition = op.partition;
+        let Some(difference) = &op.difference else {
+            return;
+        };
+        let ask = RangeAsk::Rows(difference.buckets.clone());
+        let of = difference.of.clone();
+        let mut members = difference.members.iter();
+        let next = members.find(|member| !difference.theirs.contains_key(member));
+        match next.copied() {
+            Some(asked) => {
+                let message = self.range_message(id, partition, &of, &ask);
+                self.scrub_ask(now, id, asked, &message, Phase::Theirs { asked });
+            }
+            None => {
+                self.set_phase(now, id, Phase::Mine);
+                let query = RangeQuery { partition, of, ask };
+                self.ask_own_store(id, SyncQuery::Range(Box::new(query)));
+            }
+        }
+    }
+
+    fn take_rows(&mut self, now: Now, id: u64, from: NodeId, reply: &RangeReply) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let partition = op.partition;
+        let rows = reply.rows.iter().cloned();
+        let rows: Option<Vec<IndexRow>> = rows.map(|row| row_of(partition, 0, row)).collect();
+        let (Some(rows), Some(difference)) = (rows, &mut op.difference) else {
+            return self.on_scrub_failed(now, id);
+        };
+        difference.theirs.insert(from, rows);
+        // Whoever could not show all of it narrows down what is looked at now.
+        if reply.next.is_some() {
+            difference.of.up_to = reply.next.clone();
+        }
+        self.read_theirs(now, id);
+    }
+
+    /// Holds the others' rows against this node's own.
+    fn hold_against(&mut self, now: Now, id: u64, mine: &[IndexRow], next: Option<Bytes>) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let Some(difference) = &mut op.difference else {
+            return;
+        };
+        if next.is_some() {
+            difference.of.up_to = next;
+        }
+        difference.judge(mine);
+        self.fetch_on(now, id);
+    }
+
+    /// Fetches what is wanted, and what may explain what is odd; then goes on in the range, or ends.
+    fn fetch_on(&mut self, now: Now, id: u64) {
+        let Some(op) = self.scrub_op(id) else { return };
+        let Some(difference) = &mut op.difference else {
+            return;
+        };
+        while let Some((asked, mut keys)) = difference.to_fetch.pop_front() {
+            let (wanted, odd) = (&difference.wanted, &difference.odd);
+            keys.retain(|key| wanted.contains_key(key) || odd.contains_key(key));
+            if keys.len() > FETCH_KEYS_MAX {
+                let rest = keys.split_off(FETCH_KEYS_MAX);
+                difference.to_fetch.push_front((asked, rest));
+            }
+            if !keys.is_empty() {
+                let message = Message::Fetch(Fetch {
+                    id,
+                    keys: keys.clone(),
+                });
+                return self.scrub_ask(now, id, asked, &message, Phase::Records { asked, keys });
+            }
+        }
+        let odd = std::mem::take(&mut difference.odd);
+        let is_end = difference.of.up_to == difference.end;
+        difference.of.after = difference.of.up_to.take();
+        difference.of.up_to = difference.end.clone();
+        difference.theirs.clear();
+        let (partition, before) = (op.partition, op.before);
+        self.report_odd(partition, &odd);
+        if !is_end {
+            return self.read_theirs(now, id);
+        }
+        let stats = self.sync.scrub.stats;
+        let (records, bytes) = (stats.rebuilt - before.rebuilt, stats.bytes - before.bytes);
+        if records > 0 {
+            tracing::warn!(
+                %partition, records, bytes,
+                "settled records were lost here, and were brought back from the other replicas"
+            );
+        }
+        self.end_scrub_step(now, id);
+    }
+
+    fn report_odd(&mut self, partition: PartitionId, odd: &BTreeMap<Bytes, IndexRow>) {
+        self.sync.scrub.stats.unmatched += odd.len() as u64;
+        if let Some((key, row)) = odd.first_key_value() {
+            tracing::error!(
+                %partition, count = odd.len(), ?key, version = %row.version,
+                "this replica holds settled records that a majority of the others does not: they were \
+                 deleted there, or lost. They are kept; look at this node's disk, and read or rewrite the keys"
+            );
+        }
+    }
+}
+
+impl ScrubOp {
+    /// Of the records that another replica has for lost rows those that make up for them.
+    fn take_lost(&mut self, records: Vec<Record>) -> Vec<(Purpose, Record)> {
+        let mut merges = Vec::new();
+        for record in records {
+            let row = self.lost.get(&record.key);
+            if row.is_some_and(|(_, row)| record.version >= row.version) {
+                self.lost.remove(&record.key);
+                merges.push((Purpose::Sync, record));
+            }
+        }
+        merges
+    }
+
+    /// Of the records that another replica has those that are to be merged, and as what.
+    fn take_records(
+        &mut self,
+        asked: NodeId,
+        mut keys: Vec<Bytes>,
+        taken: usize,
+        records: Vec<Record>,
+    ) -> Vec<(Purpose, Record)> {
+        let Some(difference) = &mut self.difference else {
+            return Vec::new();
+        };
+        let rest = keys.split_off(taken.min(keys.len()));
+        if !rest.is_empty() {
+            difference.to_fetch.push_front((asked, rest));
+        }
+        let merges = records.into_iter();
+        let merges = merges.filter_map(|record| difference.take_record(record));
+        let merges = merges.collect();
+        for key in keys {
+            difference.wanted.remove(&key);
+        }
+        merges
+    }
+}
+
+impl Difference {
+    /// Says what this replica has lost, and what it alone has, and whom to ask about it.
+    fn judge(&mut self, mine: &[IndexRow]) {
+        let up_to = self.of.up_to.clone();
+        let is_within = |row: &&IndexRow| up_to.as_ref().is_none_or(|up_to| row.key <= *up_to);
+        let mine: BTreeMap<&Bytes, &IndexRow> = mine
+            .iter()
+            .filter(is_within)
+            .map(|row| (&row.key, row))
+            .collect();
+        let mut holders: BTreeMap<&Bytes, Vec<(NodeId, &IndexRow)>> = BTreeMap::new();
+        for (member, rows) in &self.theirs {
+            for row in rows.iter().filter(is_within) {
+                holders.entry(&row.key).or_default().push((*member, row));
+            }
+        }
+        for (&key, held) in &holders {
+            let same = |row: &IndexRow| held.iter().filter(|(_, other)| other == &row).count();
+            let agreed = held.iter().find(|(_, row)| same(row) >= self.majority);
+            let is_lacking = |row: &IndexRow| mine.get(key).is_none_or(|own| rank(own) < rank(row));
+            if let Some((member, row)) = agreed
+                && is_lacking(row)
+            {
+                self.wanted.insert(key.clone(), (*member, (*row).clone()));
+            }
+        }
+        for (&key, row) in &mine {
+            let held = holders.get(key).map(Vec::as_slice).unwrap_or_default();
+            let as_much = held.iter().filter(|(_, other)| rank(other) >= rank(row));
+            if self.members.len() - as_much.count() >= self.majority {
+                self.odd.insert(key.clone(), (*row).clone());
+            }
+        }
+        for member in &self.members {
+            let from_him = self
+                .wanted
+                .iter()
+                .filter(|(_, (holder, _))| holder == member);
+            let keys = from_him.map(|(key, _)| key).chain(self.odd.keys());
+            self.to_fetch.push_back((*member, keys.cloned().collect()));
+        }
+    }
+
+    /// A record that another replica has now.
+    fn take_record(&mut self, record: Record) -> Option<(Purpose, Record)> {
+        let rebuild = Purpose::Rebuild {
+            settled: self.of.settled,
+            chain: self.of.chain,
+        };
+        let purpose = match record.epoch > self.of.settled {
+            true => Purpose::Sync,
+            false => rebuild,
+        };
+        if let Some(row) = self.odd.get(&record.key) {
+            // What he has now may have come after he was asked, or be a tombstone, which is not compared.
+            let is_explained = record.version >= row.version;
+            let is_newer = record.version > row.version;
+            if is_explained {
+                self.odd.remove(&record.key);
+            }
+            return is_newer.then_some((purpose, record));
+        }
+        let (_, row) = self.wanted.get(&record.key)?;
+        let is_it = record.version == row.version && record.digest() == row.digest;
+        let is_later = record.version > row.version && purpose == Purpose::Sync;
+        (is_it || is_later).then_some((purpose, record))
+    }
+}
+
+/// The buckets in which somebody differs; none, which stands for all, if that is not known.
+fn differing_buckets<'a>(
+    mine: &[u128],
+    theirs: impl Iterator<Item = &'a Vec<u128>> + Clone,
+) -> Vec<u16> {
+    if theirs.clone().any(|hashes| hashes.len() != mine.len()) {
+        return Vec::new();
+    }
+    let differs = |bucket: &usize| {
+        theirs
+            .clone()
+            .any(|hashes| hashes[*bucket] != mine[*bucket])
+    };
+    let buckets = (0..mine.len()).filter(differs);
+    buckets.map(|bucket| bucket as u16).collect()
+}
