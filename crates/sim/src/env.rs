@@ -15,6 +15,7 @@ use crate::oracle::{Violation, Watch};
 use crate::queue::Queue;
 use crate::random::Random;
 use crate::trace::Trace;
+use crate::under_hood::Loss;
 
 /// The shared part of the world.
 pub(crate) struct Env {
@@ -52,6 +53,8 @@ pub(crate) struct Env {
     pub(crate) gone: Vec<(usize, Bytes)>,
     /// Partitions that a replica has settled up to an epoch, likewise.
     pub(crate) settled: Vec<(usize, PartitionId, Epoch)>,
+    /// A record that a disk has lost, and that has not been found yet.
+    pub(crate) lost_record: Option<Loss>,
 }
 
 impl Env {
@@ -76,6 +79,7 @@ impl Env {
             failures: Vec::new(),
             gone: Vec::new(),
             settled: Vec::new(),
+            lost_record: None,
         }
     }
 

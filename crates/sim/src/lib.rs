@@ -35,6 +35,7 @@ mod oracle;
 mod queue;
 mod random;
 mod trace;
+mod under_hood;
 mod world;
 
 pub use client::Workload;

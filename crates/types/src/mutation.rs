@@ -110,11 +110,13 @@ pub enum Mutation {
     /// What this replica seems to have lost below the watermark is taken from a replica with another past
     /// (trap T11).
     RebuildResurrects,
+    /// The scrub takes every page of settled records for equal.
+    ScrubComparesNothing,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 47] = [
+    pub const ALL: [Mutation; 48] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -162,6 +164,7 @@ impl Mutation {
         Mutation::RowGoesWithRecord,
         Mutation::SupersededNotLogged,
         Mutation::RebuildResurrects,
+        Mutation::ScrubComparesNothing,
     ];
 
     /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
@@ -208,7 +211,8 @@ impl Mutation {
             | Mutation::ReadQuorumShort
             | Mutation::HintCounts
             | Mutation::RetryRestamped
-            | Mutation::SessionIgnored => None,
+            | Mutation::SessionIgnored
+            | Mutation::ScrubComparesNothing => None,
         }
     }
 }

@@ -435,6 +435,9 @@ impl Process {
             ("request refused by a replica", core.replica_refusals),
             ("record superseded", store.superseded),
             ("segment flushed", store.flushes),
+            ("scrub ended", core.scrub.passes),
+            ("settled page compared", core.scrub.pages),
+            ("scrub left to the next", core.scrub.skipped),
         ] {
             env.reached.add(name, times);
         }

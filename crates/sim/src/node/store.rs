@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mds_node::core::ScrubStats;
 use mds_node::store_io::{
     HINT_SYNC_EVERY_MS, MergeResult, StoreBatch, StoreDone, StoreIo, row_seed,
 };
@@ -254,6 +255,10 @@ impl Process {
         if done.collected > 0 {
             env.reached.add("tombstone collected", done.collected);
             for (key, _) in env.watch.shown(self.node) {
+                let lost = env.lost_record.as_ref();
+                if lost.is_some_and(|lost| (lost.node, &lost.key) == (self.node, &key)) {
+                    continue;
+                }
                 if matches!(lane.reader.get(&key), Ok(None)) {
                     env.gone.push((self.node, key));
                 }
@@ -383,6 +388,19 @@ impl Process {
     /// What this node's store has promised.
     pub(crate) fn ledger(&self) -> Option<Arc<Ledger>> {
         Some(self.store.as_ref()?.ledger())
+    }
+
+    /// Whether this node holds the partition of a key, and is not just copying it.
+    pub(crate) fn is_whole(&self, key: &[u8]) -> bool {
+        self.store.as_ref().is_some_and(|lane| {
+            let partition = partition_of(key, lane.partitions);
+            lane.io.ledger().partition(partition).state == PartitionState::Held
+        })
+    }
+
+    /// What this node's scrubs have found.
+    pub(crate) fn scrubbed(&self) -> ScrubStats {
+        self.data.core.stats().scrub
     }
 
     /// What this node holds of a key, for the oracle.
