@@ -222,6 +222,8 @@ pub struct StoreDone {
     pub settled_count: u64,
     /// Dead records that were removed because all replicas were proved to have them.
     pub collected: u64,
+    /// Records below the watermark that were lost here and are there again.
+    pub rebuilt: u64,
     /// Partitions that turned out to be wrong here: another replica has settled with another chain.
     pub wrong: Vec<PartitionId>,
 }
@@ -602,6 +604,10 @@ impl StoreIo {
         match result {
             Ok(merged) => {
                 debug_assert_eq!(merged.len(), tickets.len());
+                let is_rebuilt = |((purpose, _), merged): &(&(Purpose, Record), &Merged)| {
+                    matches!(purpose, Purpose::Rebuild { .. }) && **merged == Merged::Applied
+                };
+                done.rebuilt += merges.iter().zip(&merged).filter(is_rebuilt).count() as u64;
                 let answer = |merged: &Merged| match merged {
                     Merged::Applied | Merged::Superseded | Merged::Same => MergeResult::Durable,
                     Merged::EpochClosed => MergeResult::EpochClosed,

@@ -58,6 +58,8 @@ pub(crate) fn lose_and_find(world: &mut World) {
         let detail = format!("node {} still lacks {key:?}: {stats:?}", node + 1);
         return world.env.violated(FOUND, detail);
     }
+    // The store has it; the node hears of that a little later.
+    world.run(world.env.now_ns + SECOND_NS, |_| false);
     let stats = world.machines[node].process.as_ref().map(Process::scrubbed);
     let is_below = stats.is_some_and(|stats| stats.rebuilt > 0);
     world.env.reached.count(match is_below {

@@ -328,6 +328,7 @@ impl Core {
         if !done.wrong.is_empty() {
             self.on_wrong(&done.wrong);
         }
+        self.sync.scrub.stats.rebuilt += done.rebuilt;
         self.on_merged(now, done.merges);
         self.stats.hints_stored += done.hints_stored;
         self.stats.hints_dropped += done.hints_dropped;

@@ -21,8 +21,6 @@
 mod duty;
 mod repair;
 mod scrub;
-#[cfg(test)]
-mod scrub_tests;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -110,7 +108,7 @@ pub(super) struct AntiEntropy {
     queued: BTreeSet<(PartitionId, Epoch)>,
     repairs: usize,
     streams: stream::Streams,
-    scrub: scrub::Scrubbing,
+    pub(super) scrub: scrub::Scrubbing,
     pub(super) duty: RingDuty,
     /// Since when something keeps the oldest open epoch from being settled, and who.
     pub(super) blocked: BTreeMap<NodeId, u64>,

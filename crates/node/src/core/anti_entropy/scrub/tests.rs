@@ -5,11 +5,11 @@ use mds_storage::keys::{Keyspace, engine_key};
 use mds_storage::store::Purpose;
 use mds_types::slot::partition_of;
 
-use super::super::tests::{Trio, put};
+use super::super::super::tests::{Trio, put};
 use bytes::Bytes;
 use mds_types::Record;
 
-use super::*;
+use super::super::*;
 use crate::api::{Op, RequestOptions};
 
 impl Trio {
