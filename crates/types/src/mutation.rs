@@ -167,6 +167,14 @@ impl Mutation {
         Mutation::ScrubComparesNothing,
     ];
 
+    /// Whether a run of the simulator can show it. What cannot be shown there is caught by a test beside the part
+    /// that it is planted in.
+    pub fn shows_in_runs(self) -> bool {
+        // It takes a replica that shows an old version in the place of a collected tombstone, which no simulated
+        // disk does: `crates/storage/tests/planted_bugs.rs`.
+        self != Mutation::RebuildResurrects
+    }
+
     /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
     /// quorums and retries in general.
     pub fn trap(self) -> Option<u8> {
