@@ -141,7 +141,7 @@ fn one_record_of_a_million_that_one_disk_lost_is_found_and_brought_back() {
             0.0,
             "node {node}"
         );
-        assert_eq!(lab.get(&[node], &lost), "v".repeat(VALUE_BYTES) + "\n");
+        assert_eq!(lab.get(&[node], &lost), "v".repeat(VALUE_BYTES));
     }
     let (bytes, rows) = (
         lab.metric(3, "scrub_bytes_total"),
