@@ -62,7 +62,7 @@ pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
 pub use self::options::{
     BUCKET_COUNT, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX, RUN_FILES_MAX,
-    SEGMENT_BYTES_MAX, StoreOptions,
+    SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
 };
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{RangeOf, Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledRange};

@@ -29,6 +29,9 @@ use crate::oracle::settled_is_equal::Held;
 /// Small, so that a run goes through many segments and flushes.
 const SEGMENT_BYTES_MAX: usize = 24 * 1024;
 
+/// Few, so that wiping a partition takes several steps.
+const WIPE_KEYS_MAX: usize = 2;
+
 /// Records merged as one group, at most.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -68,6 +71,7 @@ impl StoreLane {
             bucket_count: 8,
             fsync: FsyncPolicy::Always,
             segment_bytes_max: SEGMENT_BYTES_MAX,
+            wipe_keys_max: WIPE_KEYS_MAX,
             secret: (incarnation.0 >> 64) as u64,
             row_seed: row_seed(cluster),
             ..StoreOptions::default()

@@ -30,6 +30,7 @@ impl Bench {
             options: StoreOptions {
                 partition_count: 4,
                 secret: 77,
+                wipe_keys_max: 3,
                 ..StoreOptions::default()
             },
         }

@@ -324,6 +324,28 @@ fn a_wiped_partition_leaves_nothing_and_begins_anew() {
 }
 
 #[test]
+fn a_large_partition_is_wiped_in_steps_over_restarts() {
+    let bench = bench();
+    let mut store = bench.open();
+    for number in 0..8 {
+        merge(&mut store, &format!("key-{number}"), 110);
+    }
+    flush(&mut store);
+    store.begin_wipe(&[P]).unwrap();
+    let mut left = Vec::new();
+    while store.continue_wipe().unwrap() == WipeProgress::More {
+        left.push(store.reader().scan(P, None, 100).unwrap().len());
+        drop(store);
+        bench.disk.crash();
+        store = bench.open();
+    }
+    assert_eq!(left, [5, 2], "three keys at a time");
+    assert_eq!(store.reader().scan(P, None, 100).unwrap(), []);
+    let state = store.reader().ledger().partition(P).state.clone();
+    assert_eq!(state, PartitionState::Absent);
+}
+
+#[test]
 fn many_empty_partitions_are_wiped_at_once() {
     let bench = Bench::new();
     let mut store = bench.open();
