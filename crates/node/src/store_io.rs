@@ -26,10 +26,10 @@ use mds_storage::IndexRow;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
 use mds_storage::store::{
-    Ledger, Lookup, Merged, PartitionLedger, PartitionState, Purpose, SettleOutcome, Settlement,
-    Store, StoreError, StoreReader, WipeProgress,
+    Dead, Ledger, Lookup, Merged, PartitionLedger, PartitionState, Purpose, SettleOutcome,
+    Settlement, Store, StoreError, StoreReader, WipeProgress,
 };
-use mds_types::{Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
+use mds_types::{ClusterId, Epoch, EpochFloors, Hlc, NodeId, PartitionId, Record, TopologyVersion};
 
 use crate::core::LinkId;
 use crate::sync_io::{self, RootOf, SyncAnswer, SyncQuery};
@@ -159,6 +159,17 @@ pub enum LedgerOrder {
     AdvanceStreams(Vec<(PartitionId, Bytes)>),
     /// Everything of these streams has come.
     FinishStreams(Vec<PartitionId>),
+    /// Collect these dead records, which a scrub has found, as far as they may go.
+    CollectDead {
+        /// All of one partition.
+        partition: PartitionId,
+        /// The records.
+        dead: Vec<Dead>,
+        /// Values that had expired at this time are dead, milliseconds since 1970.
+        dead_by_ms: u64,
+    },
+    /// Rebuild an epoch's hashes from its rows when they are asked for.
+    ForgetHashes(PartitionId, Epoch),
 }
 
 /// Joins orders of one kind that follow one another: each order costs a synced write of the ledger, for which
@@ -231,6 +242,8 @@ pub struct StoreDone {
     pub settled_count: u64,
     /// Dead records that were removed because all replicas were proved to have them.
     pub collected: u64,
+    /// Records below the watermark that were lost here and are there again.
+    pub rebuilt: u64,
     /// Partitions that turned out to be wrong here: another replica has settled with another chain.
     pub wrong: Vec<PartitionId>,
 }
@@ -401,6 +414,20 @@ impl StoreIo {
             LedgerOrder::BeginStreams(streams) => self.store.begin_streams(&streams),
             LedgerOrder::AdvanceStreams(streams) => self.store.advance_streams(&streams),
             LedgerOrder::FinishStreams(partitions) => self.store.finish_streams(&partitions),
+            LedgerOrder::CollectDead {
+                partition,
+                dead,
+                dead_by_ms,
+            } => {
+                let settled = self.store.reader().ledger().partition(partition).settled;
+                let floor = self.floors.floor(Epoch(settled.0 + 1));
+                let collected = self.store.collect_dead(&dead, floor, dead_by_ms)?;
+                done.collected += collected.removed;
+                Ok(())
+            }
+            LedgerOrder::ForgetHashes(partition, epoch) => {
+                self.store.forget_hashes(partition, epoch)
+            }
         }
     }
 
@@ -588,6 +615,10 @@ impl StoreIo {
         match result {
             Ok(merged) => {
                 debug_assert_eq!(merged.len(), tickets.len());
+                let is_rebuilt = |((purpose, _), merged): &(&(Purpose, Record), &Merged)| {
+                    matches!(purpose, Purpose::Rebuild { .. }) && **merged == Merged::Applied
+                };
+                done.rebuilt += merges.iter().zip(&merged).filter(is_rebuilt).count() as u64;
                 let answer = |merged: &Merged| match merged {
                     Merged::Applied | Merged::Superseded | Merged::Same => MergeResult::Durable,
                     Merged::EpochClosed => MergeResult::EpochClosed,
@@ -669,6 +700,12 @@ impl StoreIo {
             }
         }
     }
+}
+
+/// What the hashes of index rows are seeded with: the same on all nodes of a cluster, and another in another one, so
+/// that no two clusters ever take each other's sets for equal.
+pub fn row_seed(cluster: ClusterId) -> u64 {
+    (cluster.0 >> 64) as u64 ^ cluster.0 as u64
 }
 
 /// A question for the store's reader.

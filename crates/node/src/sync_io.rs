@@ -7,7 +7,9 @@
 use bytes::Bytes;
 use mds_protocol::merkle::Tree;
 use mds_protocol::verification;
-use mds_storage::store::{PartitionState, StoreError, StoreReader};
+use mds_storage::store::{
+    Leaves, PartitionState, RangeOf, Scrub, ScrubStep, StoreError, StoreReader,
+};
 use mds_storage::{IndexRow, RowRange};
 use mds_types::{Epoch, PartitionId, Record};
 
@@ -16,6 +18,13 @@ pub const ROWS_MAX: usize = 4_096;
 
 /// Bytes of records in one answer, at most, but always one record.
 pub const BYTES_MAX: usize = 1024 * 1024;
+
+/// Records or rows that one step of a scrub looks at, roughly.
+pub const SCRUB_LOOKS_MAX: usize = 2_048;
+
+/// Records that are looked at for an answer about a range, which is a page of somebody else's scrub: he may have
+/// lost some of it.
+const RANGE_LOOKS_MAX: usize = 4 * SCRUB_LOOKS_MAX;
 
 /// One (partition, epoch) and a root of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +94,43 @@ pub enum SyncQuery {
         /// Only how far this replica has settled, no records.
         is_probe: bool,
     },
+    /// The next step of a scrub of what is here.
+    Scrub(Box<Scrub>),
+    /// What is here of a range of settled records?
+    Range(Box<RangeQuery>),
+}
+
+/// A question about a range of settled records.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RangeQuery {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Which records, of which past.
+    pub of: RangeOf,
+    /// What is asked.
+    pub ask: RangeAsk,
+}
+
+/// What is asked about a range.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RangeAsk {
+    /// Is this its root?
+    Root(u128),
+    /// The rows of these buckets; none stands for all.
+    Rows(Vec<u16>),
+}
+
+/// The answer to a [`RangeQuery`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RangeAnswer {
+    /// This replica has another past, or not the partition.
+    OtherPast,
+    /// That is its root.
+    Equal,
+    /// It is not: the hashes of all buckets; empty if there is too much to sum up.
+    Differs(Vec<u128>),
+    /// Rows in key order, and the key to go on after, unless these were all.
+    Rows(Vec<IndexRow>, Option<Bytes>),
 }
 
 /// The answer to a [`SyncQuery`].
@@ -114,6 +160,10 @@ pub enum SyncAnswer {
     },
     /// To `Stream`. None if the partition is not held here.
     Stream(Option<StreamPage>),
+    /// To `Scrub`: where it stands now, and what it found.
+    Scrub(Box<(Scrub, ScrubStep)>),
+    /// To `Range`.
+    Range(RangeAnswer),
 }
 
 /// A page of a partition, and how far its source has settled.
@@ -189,6 +239,37 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
         } => {
             let limit = if *is_probe { 0 } else { ROWS_MAX };
             SyncAnswer::Stream(stream_page(reader, *partition, after.as_deref(), limit)?)
+        }
+        SyncQuery::Scrub(scrub) => {
+            let mut scrub = (**scrub).clone();
+            let step = scrub.step(reader, SCRUB_LOOKS_MAX)?;
+            SyncAnswer::Scrub(Box::new((scrub, step)))
+        }
+        SyncQuery::Range(query) => SyncAnswer::Range(range(reader, query)?),
+    })
+}
+
+/// The root of such leaves.
+pub fn root_of(leaves: &Leaves) -> u128 {
+    Tree::new(&leaves.hashes, &leaves.rows).root()
+}
+
+fn range(reader: &StoreReader, query: &RangeQuery) -> Result<RangeAnswer, StoreError> {
+    let buckets: &[u16] = match &query.ask {
+        RangeAsk::Root(_) => &[],
+        RangeAsk::Rows(buckets) => buckets,
+    };
+    let found = reader.settled_rows(query.partition, &query.of, buckets, RANGE_LOOKS_MAX)?;
+    Ok(match (&query.ask, found) {
+        (_, None) => RangeAnswer::OtherPast,
+        (RangeAsk::Rows(_), Some((rows, next))) => RangeAnswer::Rows(rows, next),
+        (RangeAsk::Root(_), Some((_, Some(_)))) => RangeAnswer::Differs(Vec::new()),
+        (RangeAsk::Root(theirs), Some((rows, None))) => {
+            let leaves = reader.leaves_of(&rows);
+            match root_of(&leaves) == *theirs {
+                true => RangeAnswer::Equal,
+                false => RangeAnswer::Differs(leaves.hashes.into_vec()),
+            }
         }
     })
 }

@@ -5,7 +5,7 @@ use crate::faults::Counts;
 use crate::run::Report;
 
 /// Faults that every batch of [`SEEDS_MIN`] seeds has.
-const FAULTS: [&str; 55] = [
+const FAULTS: [&str; 56] = [
     "address changed",
     "bit rot",
     "bit rot cut off",
@@ -45,6 +45,7 @@ const FAULTS: [&str; 55] = [
     "process killed",
     "process paused",
     "read error",
+    "record lost under the hood",
     "restored copy refused",
     "retry storm",
     "slow consumer",
@@ -64,7 +65,7 @@ const FAULTS: [&str; 55] = [
 ];
 
 /// States of the nodes that every such batch reaches.
-const STATES: [&str; 35] = [
+const STATES: [&str; 39] = [
     "all that was closed is settled",
     "leader elected",
     "epoch closed",
@@ -100,6 +101,10 @@ const STATES: [&str; 35] = [
     "n changed",
     "partition streamed",
     "change aborted",
+    "scrub ended",
+    "settled page compared",
+    "settled record rebuilt",
+    "lost record restored",
 ];
 
 /// Batches of fewer seeds are not asked for all of it.

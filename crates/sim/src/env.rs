@@ -16,6 +16,7 @@ use crate::oracle::{Violation, Watch};
 use crate::queue::Queue;
 use crate::random::Random;
 use crate::trace::Trace;
+use crate::under_hood::Loss;
 
 /// The shared part of the world.
 pub(crate) struct Env {
@@ -56,6 +57,8 @@ pub(crate) struct Env {
     /// Questions about sets that are on the way: by connection and number, who will answer, the version of the rings
     /// that they go by, and the roots.
     pub(crate) compared: BTreeMap<(ConnId, u64), (NodeId, TopologyVersion, Vec<RootOf>)>,
+    /// A record that a disk has lost, and that has not been found yet.
+    pub(crate) lost_record: Option<Loss>,
 }
 
 impl Env {
@@ -81,6 +84,7 @@ impl Env {
             gone: Vec::new(),
             settled: Vec::new(),
             compared: BTreeMap::new(),
+            lost_record: None,
         }
     }
 

@@ -36,6 +36,7 @@ mod promises;
 mod queue;
 mod random;
 mod trace;
+mod under_hood;
 mod world;
 
 pub use client::Workload;

@@ -28,6 +28,7 @@ use crate::oracle::{self, Violation, settles_in_time};
 use crate::random::Random;
 use crate::rings::RingConfig;
 use crate::trace::Detail;
+use crate::under_hood;
 use crate::world::{INIT_AGAIN_NS, World};
 
 /// The cluster has to be born and complete within this time, nanoseconds.
@@ -388,6 +389,9 @@ fn heal(world: &mut World) {
     world.run(world.env.now_ns + SETTLE_NS, |_| false);
     bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
     give_up(world);
+    if world.env.violations.is_empty() {
+        under_hood::lose_and_find(world);
+    }
     sweep(world);
     census(world);
     if world.env.violations.is_empty()

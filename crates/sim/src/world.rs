@@ -5,6 +5,7 @@
 //! does not come from the seed: so a seed is a run.
 
 use mds_cluster::AdminRequest;
+use mds_types::slot::partition_of;
 use mds_types::{ClusterConfig, NodeId, Record, Version};
 
 use crate::client::{Clients, Workload};
@@ -164,6 +165,11 @@ impl World {
     /// What a replica has settled must be the same on all others.
     fn look_at_settled(&mut self) {
         for (node, partition, epoch) in std::mem::take(&mut self.env.settled) {
+            // Of the partition in which a disk has lost something this is not so, just now.
+            let lost = self.env.lost_record.as_ref();
+            if lost.is_some_and(|lost| partition_of(&lost.key, PARTITION_COUNT) == partition) {
+                continue;
+            }
             let process = self.machines[node].process.as_ref();
             let Some(first) = process.and_then(|process| process.held(partition)) else {
                 continue;

@@ -38,6 +38,8 @@ pub const STARTS: &str = "starts";
 pub const HLC: &str = "hlc";
 /// The number of partitions that the store was laid out for. A cell.
 pub const PARTITIONS: &str = "partitions";
+/// The ledger: what the replica has promised about epochs.
+pub const EPOCHS: &str = "epochs";
 /// Segments of the data log.
 pub const LOG_DIR: &str = "log";
 /// Run files of the epoch index.

@@ -42,7 +42,7 @@ use crate::disk::Disk;
 use crate::error::{StoreError, is_full};
 
 /// The file's name, in the data directory.
-pub(crate) const LEDGER: &str = "epochs";
+pub(crate) const LEDGER: &str = crate::datadir::EPOCHS;
 
 /// Bytes of the key up to which a stream has come that are kept. Of a longer key its beginning is kept: it
 /// is less than the key, so a little is streamed twice and nothing is left out.

@@ -62,10 +62,10 @@ pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
 pub use self::options::{
     BUCKET_COUNT, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX, RUN_FILES_MAX,
-    SEGMENT_BYTES_MAX, StoreOptions,
+    SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
 };
 pub use self::reader::{Lookup, StoreReader};
-pub use self::scrub::{Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledLeaves};
+pub use self::scrub::{RangeOf, Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledRange};
 pub use self::shared::StoreStats;
 pub use self::watermarks::{SettleOutcome, Settlement};
 pub use self::wipe::WipeProgress;
@@ -84,6 +84,15 @@ pub enum Purpose {
     Repair,
     /// From another replica's set: verification, or a stream.
     Sync,
+    /// Below the watermark, where nothing else comes in: a majority of the replicas holds it, all with this
+    /// past, so that this replica has lost it (see [`Scrub`] for the proof). Refused unless this replica's
+    /// watermark and chain are still exactly these.
+    Rebuild {
+        /// The watermark that all of them have.
+        settled: Epoch,
+        /// Their chain up to there.
+        chain: u128,
+    },
 }
 
 /// What became of a record.

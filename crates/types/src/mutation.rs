@@ -107,11 +107,16 @@ pub enum Mutation {
     RowGoesWithRecord,
     /// A version that comes after a greater one leaves no row (trap T13).
     SupersededNotLogged,
+    /// What this replica seems to have lost below the watermark is taken from a replica with another past
+    /// (trap T11).
+    RebuildResurrects,
+    /// The scrub takes every page of settled records for equal.
+    ScrubComparesNothing,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 46] = [
+    pub const ALL: [Mutation; 48] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -158,7 +163,17 @@ impl Mutation {
         Mutation::MergesBelowWatermark,
         Mutation::RowGoesWithRecord,
         Mutation::SupersededNotLogged,
+        Mutation::RebuildResurrects,
+        Mutation::ScrubComparesNothing,
     ];
+
+    /// Whether a run of the simulator can show it. What cannot be shown there is caught by a test beside the part
+    /// that it is planted in.
+    pub fn shows_in_runs(self) -> bool {
+        // It takes a replica that shows an old version in the place of a collected tombstone, which no simulated
+        // disk does: `crates/storage/tests/planted_bugs.rs`.
+        self != Mutation::RebuildResurrects
+    }
 
     /// The trap that this is a case of, as `docs/simulation.md` numbers them; none for mistakes with
     /// quorums and retries in general.
@@ -183,7 +198,7 @@ impl Mutation {
                 Some(9)
             }
             Mutation::HintRestamped | Mutation::MergesBelowWatermark => Some(10),
-            Mutation::CopyAccepted => Some(11),
+            Mutation::CopyAccepted | Mutation::RebuildResurrects => Some(11),
             Mutation::RowGoesWithRecord | Mutation::SupersededNotLogged => Some(13),
             Mutation::NoBlockingRepair | Mutation::RepairRestamped | Mutation::DismissesNothing => {
                 Some(14)
@@ -204,7 +219,8 @@ impl Mutation {
             | Mutation::ReadQuorumShort
             | Mutation::HintCounts
             | Mutation::RetryRestamped
-            | Mutation::SessionIgnored => None,
+            | Mutation::SessionIgnored
+            | Mutation::ScrubComparesNothing => None,
         }
     }
 }

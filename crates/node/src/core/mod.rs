@@ -54,7 +54,7 @@ use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Hlc, HlcClock, NodeId, PartitionId, TopologyVersion};
 
-pub use anti_entropy::{Copying, RingReport, SyncReport, SyncStats};
+pub use anti_entropy::{Copying, RingReport, ScrubStats, SyncReport, SyncStats};
 pub use hinting::HINT_BACKLOG_BYTES_MAX;
 pub use links::{Direction, LINK_BACKLOG_BYTES_MAX, LinkId};
 pub use replica::STORE_BACKLOG_MAX;
@@ -74,6 +74,12 @@ use write::RequestIds;
 /// An epoch this far behind the present one is closed: no client's write of it is taken any more.
 pub const CLOSED_BEHIND: u64 = 2;
 
+/// Everything is scrubbed once a day.
+const SCRUB_INTERVAL_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// So that a hundred million records take an hour and a half.
+const SCRUB_ROWS_PER_S: u32 = 20_000;
+
 /// What a node may choose for its core. Times in the unit of their name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CoreConfig {
@@ -91,6 +97,10 @@ pub struct CoreConfig {
     pub value_bytes_max: usize,
     /// Largest distance of a stamp into the future.
     pub clock_skew_us_max: u64,
+    /// All that is here is read and compared with the other replicas this often; 0: never.
+    pub scrub_interval_ms: u64,
+    /// At this rate at most, records and index rows in a second.
+    pub scrub_rows_per_s: u32,
 }
 
 impl Default for CoreConfig {
@@ -103,6 +113,8 @@ impl Default for CoreConfig {
             pending_bytes_max: 256 * 1024 * 1024,
             value_bytes_max: VALUE_BYTES_MAX,
             clock_skew_us_max: CLOCK_SKEW_US_MAX,
+            scrub_interval_ms: SCRUB_INTERVAL_MS,
+            scrub_rows_per_s: SCRUB_ROWS_PER_S,
         }
     }
 }
@@ -116,6 +128,7 @@ enum Pending {
     Compare(anti_entropy::CompareOp),
     Repair(Box<anti_entropy::RepairOp>),
     Stream(anti_entropy::StreamOp),
+    Scrub(Box<anti_entropy::ScrubOp>),
 }
 
 /// The core. See the module's chapter.
@@ -315,6 +328,7 @@ impl Core {
         if !done.wrong.is_empty() {
             self.on_wrong(&done.wrong);
         }
+        self.sync.scrub.stats.rebuilt += done.rebuilt;
         self.on_merged(now, done.merges);
         self.stats.hints_stored += done.hints_stored;
         self.stats.hints_dropped += done.hints_dropped;
@@ -382,7 +396,12 @@ impl Core {
                 Some(Pending::Read(_)) => self.end_read(now, id, Err(leaving())),
                 Some(Pending::Scan(_)) => self.end_scan(now, id, Err(leaving())),
                 Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
-                Some(Pending::Compare(_) | Pending::Repair(_) | Pending::Stream(_)) => {
+                Some(
+                    Pending::Compare(_)
+                    | Pending::Repair(_)
+                    | Pending::Stream(_)
+                    | Pending::Scrub(_),
+                ) => {
                     self.pending.remove(id);
                 }
                 None => {}
@@ -470,6 +489,7 @@ impl Core {
             replies_dropped: self.links.replies_dropped,
             hint_backlog_bytes: self.hint_backlog_bytes as u64,
             link_backlog_bytes: self.links.greatest_backlog() as u64,
+            scrub: self.scrub_stats(),
             ..self.stats
         }
     }
@@ -491,7 +511,8 @@ impl Core {
             Pending::HintDelivery(_)
             | Pending::Compare(_)
             | Pending::Repair(_)
-            | Pending::Stream(_) => false,
+            | Pending::Stream(_)
+            | Pending::Scrub(_) => false,
         };
         let waiting = self.pending.values().filter(is_waited_for).count();
         waiting + self.awaiting_mark.len() + self.store_backlog
@@ -630,6 +651,9 @@ impl Core {
             (Some(Pending::Stream(_)), ReplicaReply::Put(status)) => {
                 self.on_stream_merged(now, id, status);
             }
+            (Some(Pending::Scrub(_)), ReplicaReply::Put(status)) => {
+                self.on_scrub_merged(now, id, status);
+            }
             // The operation has ended, or the answer is not one to its question.
             _ => {}
         }
@@ -660,6 +684,7 @@ impl Core {
                 Some(Pending::Compare(op)) if op.waits_for(peer) => self.on_compare_failed(now, id),
                 Some(Pending::Repair(op)) if op.member == peer => self.on_repair_failed(now, id),
                 Some(Pending::Stream(op)) if op.waits_for(peer) => self.on_stream_failed(now, id),
+                Some(Pending::Scrub(op)) if op.waits_for(peer) => self.on_scrub_failed(now, id),
                 _ => {}
             }
         }
@@ -674,6 +699,7 @@ impl Core {
             Some(Pending::Compare(_)) => self.on_compare_failed(now, id),
             Some(Pending::Repair(_)) => self.on_repair_failed(now, id),
             Some(Pending::Stream(_)) => self.on_stream_failed(now, id),
+            Some(Pending::Scrub(_)) => self.on_scrub_deadline(now, id),
             None => {}
         }
     }

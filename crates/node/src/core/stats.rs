@@ -1,6 +1,8 @@
 //! What the core counts. Plain numbers, owned by the core and copied out whole: nothing on the data
 //! path takes a lock or an atomic to count.
 
+use super::ScrubStats;
+
 /// Latency buckets: bucket `i` counts operations of less than `2^i * 16` microseconds; the last also
 /// everything slower.
 pub const LATENCY_BUCKETS: usize = 20;
@@ -97,6 +99,8 @@ pub struct CoreStats {
     pub hint_backlog_bytes: u64,
     /// Unsent bytes of the link that has most of them.
     pub link_backlog_bytes: u64,
+    /// What the slow rebuild has looked at, found and cost.
+    pub scrub: ScrubStats,
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub(super) struct TestNode {
     pub(super) core: Core,
     pub(super) io: StoreIo,
     disk: FaultyDisk,
+    pub(super) engine: MemoryEngine,
     /// While set, batches stay where they are: a store that takes its time.
     is_store_slow: bool,
 }
@@ -110,8 +111,9 @@ impl Trio {
                 partition_count: 8,
                 ..StoreOptions::default()
             };
-            let engine = Arc::new(MemoryEngine::new());
-            let store = Store::open(shared.clone(), engine, options).unwrap();
+            let engine = MemoryEngine::new();
+            let shown = Arc::new(engine.clone());
+            let store = Store::open(shared.clone(), shown, options).unwrap();
             let hints = HintStore::open(shared.clone(), HintLimits::default()).unwrap();
             let io = StoreIo::new(shared, store, hints);
             let mut core = Core::new(CoreConfig::default(), view_of(node), Hlc(0));
@@ -122,6 +124,7 @@ impl Trio {
                     core,
                     io,
                     disk,
+                    engine,
                     is_store_slow: false,
                 },
             );

@@ -32,7 +32,7 @@ use mds_storage::disk::RealDisk;
 use mds_storage::hints::{HintLimits, HintStore};
 use mds_storage::store::{Ledger, Store, StoreError, StoreOptions, StoreReader, StoreStats};
 use mds_storage::{Disk, RunInfo, engine};
-use mds_types::{Epoch, IncarnationId, NodeId, PartitionId};
+use mds_types::{ClusterId, Epoch, IncarnationId, NodeId, PartitionId};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::error::TrySendError;
@@ -46,7 +46,7 @@ use crate::core::{Core, CoreConfig, CoreStats, SyncReport};
 use crate::digest::{PartitionDigest, digest};
 use crate::epoch_set::{EpochSet, epoch_set};
 use crate::front::Frontend;
-use crate::store_io::StoreIo;
+use crate::store_io::{StoreIo, row_seed};
 use data_loop::{AttachedStore, Call, DataLoopParts, Health};
 
 /// Calls of other threads (HTTP) that wait for the data thread, at most.
@@ -146,6 +146,7 @@ impl Node {
             )
         })?;
         let incarnation = opened.directory.identity().incarnation;
+        let cluster = opened.directory.identity().cluster;
         let control = Control::open(
             opened.disk.clone(),
             opened.directory,
@@ -186,7 +187,7 @@ impl Node {
         };
         let (store, reader) = (opener.thread.clone(), opener.reader.clone());
         match opened.partition_count {
-            Some(partition_count) => opener.open(partition_count)?,
+            Some(partition_count) => opener.open(partition_count, cluster)?,
             None => opener.open_when_born(view.clone(), fatal_tx.clone())?,
         }
         let core = Core::new(config.core, view.borrow().clone(), opened.mark);
@@ -439,12 +440,13 @@ struct StoreOpener {
 }
 
 impl StoreOpener {
-    fn open(self, partition_count: u16) -> Result<(), NodeError> {
+    fn open(self, partition_count: u16, cluster: ClusterId) -> Result<(), NodeError> {
         let at = |what: &str| format!("{what} {}", self.root.display());
         let engine = engine::open(&self.engine, &engine_path(&self.root))
             .map_err(|error| NodeError::new(at("cannot open the engine in"), error))?;
         let options = StoreOptions {
             partition_count,
+            row_seed: row_seed(cluster),
             ..self.options
         };
         let store = Store::open(self.disk.clone(), engine, options)
@@ -480,14 +482,17 @@ impl StoreOpener {
                 return;
             };
             let born = runtime.block_on(view.wait_for(|view| view.config.is_some()));
-            let count = born
-                .ok()
-                .and_then(|view| view.config.as_ref().map(|c| c.partition_count));
+            let born = born.ok().and_then(|view| {
+                let config = view.config.as_ref()?;
+                Some((config.partition_count, view.cluster))
+            });
             // None: the node was stopped before it became part of a cluster.
-            let Some(partition_count) = count else { return };
+            let Some((partition_count, cluster)) = born else {
+                return;
+            };
             let opened = datadir::write_partition_count(&*self.disk, partition_count)
                 .map_err(|error| NodeError(error.to_string()))
-                .and_then(|()| self.open(partition_count));
+                .and_then(|()| self.open(partition_count, cluster));
             if let Err(error) = opened {
                 fatal.send_replace(Some(error.to_string()));
             }

@@ -26,8 +26,8 @@ use prost::Message as _;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use sync::{
-    Fetch, FetchReply, Hashes, HashesReply, RootItem, RootReply, Roots, RootsReply, Row, Rows,
-    RowsReply, Stream, StreamReply, Verdict,
+    Fetch, FetchReply, Hashes, HashesReply, Range, RangeReply, RootItem, RootReply, Roots,
+    RootsReply, Row, Rows, RowsReply, Stream, StreamReply, Verdict,
 };
 pub(crate) use sync::{hash_bytes, hash_of};
 
@@ -245,6 +245,8 @@ pub enum Message {
     FetchReply(FetchReply),
     Stream(Stream),
     StreamReply(StreamReply),
+    Range(Range),
+    RangeReply(RangeReply),
 }
 
 /// The kind of a frame that holds a [`Put`].
@@ -269,6 +271,8 @@ const KIND_FETCH: u8 = 15;
 const KIND_FETCH_REPLY: u8 = 16;
 const KIND_STREAM: u8 = 17;
 const KIND_STREAM_REPLY: u8 = 18;
+const KIND_RANGE: u8 = 19;
+const KIND_RANGE_REPLY: u8 = 20;
 
 /// Bytes of a message's frame.
 pub fn encoded_len(message: &Message) -> usize {
@@ -291,6 +295,8 @@ pub fn encoded_len(message: &Message) -> usize {
         Message::FetchReply(body) => body.encoded_len(),
         Message::Stream(body) => body.encoded_len(),
         Message::StreamReply(body) => body.encoded_len(),
+        Message::Range(body) => body.encoded_len(),
+        Message::RangeReply(body) => body.encoded_len(),
     };
     FRAME_HEADER_BYTES + 1 + body
 }
@@ -325,6 +331,8 @@ pub fn encode(message: &Message, out: &mut BytesMut) {
         Message::FetchReply(body) => body!(KIND_FETCH_REPLY, body),
         Message::Stream(body) => body!(KIND_STREAM, body),
         Message::StreamReply(body) => body!(KIND_STREAM_REPLY, body),
+        Message::Range(body) => body!(KIND_RANGE, body),
+        Message::RangeReply(body) => body!(KIND_RANGE_REPLY, body),
     }
     let length = (out.len() - start - FRAME_HEADER_BYTES) as u32;
     let checksum = xxh3_64(&out[start + FRAME_HEADER_BYTES..]) as u32;
@@ -398,6 +406,8 @@ pub fn decode(mut payload: Bytes) -> Result<Option<Message>, WireError> {
         KIND_FETCH_REPLY => Message::FetchReply(FetchReply::decode(payload).map_err(bad)?),
         KIND_STREAM => Message::Stream(Stream::decode(payload).map_err(bad)?),
         KIND_STREAM_REPLY => Message::StreamReply(StreamReply::decode(payload).map_err(bad)?),
+        KIND_RANGE => Message::Range(Range::decode(payload).map_err(bad)?),
+        KIND_RANGE_REPLY => Message::RangeReply(RangeReply::decode(payload).map_err(bad)?),
         _ => return Ok(None),
     }))
 }

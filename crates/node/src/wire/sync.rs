@@ -250,6 +250,64 @@ pub struct StreamReply {
     pub chain: Bytes,
 }
 
+/// How does a range of your settled records stand to mine? For the scrub, where rows are long gone.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Range {
+    /// The asker's number.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Topology version of the asker.
+    #[prost(uint64, tag = "2")]
+    pub topology: u64,
+    /// The partition.
+    #[prost(uint32, tag = "3")]
+    pub partition: u32,
+    /// The asker's watermark of it: records of later epochs are left out.
+    #[prost(uint64, tag = "4")]
+    pub settled: u64,
+    /// The asker's chain. Who has another watermark or chain has nothing to say.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub chain: Bytes,
+    /// Values that expire at or before this time are left out, milliseconds since 1970; so are tombstones.
+    #[prost(uint64, tag = "6")]
+    pub left_out_ms: u64,
+    /// Only keys after this one.
+    #[prost(bytes = "bytes", optional, tag = "7")]
+    pub after: Option<Bytes>,
+    /// Only keys up to and including this one.
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub up_to: Option<Bytes>,
+    /// The root of the asker's records there. Absent: rows are wanted.
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub root: Option<Bytes>,
+    /// Of which buckets rows are wanted; none: of all.
+    #[prost(uint32, repeated, tag = "10")]
+    pub buckets: Vec<u32>,
+}
+
+/// Answer to [`Range`].
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RangeReply {
+    /// The asker's number.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// A status.
+    #[prost(enumeration = "super::Status", tag = "2")]
+    pub status: i32,
+    /// A [`Verdict`]: equal, differs, or not here, which means: not with that past.
+    #[prost(enumeration = "Verdict", tag = "3")]
+    pub verdict: i32,
+    /// With [`Verdict::Differs`]: the hashes of all buckets; none if there is too much to sum up.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hashes: Bytes,
+    /// Rows that were asked for, in key order.
+    #[prost(message, repeated, tag = "5")]
+    pub rows: Vec<Row>,
+    /// The key to go on after, unless these were all.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub next: Option<Bytes>,
+}
+
 /// A hash in 16 bytes.
 pub(crate) fn hash_bytes(hash: u128) -> Bytes {
     Bytes::copy_from_slice(&hash.to_le_bytes())

@@ -178,6 +178,14 @@ config_fields! {
     epoch_interval_ms: u64 = 15 * 60 * 1_000, "ms",
         "How often the Raft leader begins a new epoch, the unit of verification.",
         "Too short: overhead. Too long: more to compare, later collection of tombstones.";
+    scrub_interval_ms: u64 = 24 * 60 * 60 * 1_000, "ms",
+        "How often a node reads all it holds, compares it with the other replicas, and brings back what \
+         was lost on its disk. 0: never.",
+        "Too short: the disks are never idle. Too long, or never: what rots is found late, or by a reader.";
+    scrub_rows_per_s: u32 = 20_000, "rows/s",
+        "How fast it reads for that, at most, records and index rows together. The other replicas read as \
+         much to compare.",
+        "Too high: requests wait for the disk. Too low: a pass takes longer than scrub_interval_ms.";
     ring_mode: RingModeKind = RingModeKind::Operator, "operator|auto",
         "Who changes the ring: administrators alone, or also the leader, which lets waiting nodes join \
          as they come. All nodes of a cluster should have the same.",

@@ -173,6 +173,18 @@ impl NodeConfig {
                 7 * 24 * 3_600_000,
             ),
             (
+                "scrub_interval_ms",
+                self.scrub_interval_ms,
+                0,
+                365 * 24 * 3_600_000,
+            ),
+            (
+                "scrub_rows_per_s",
+                self.scrub_rows_per_s.into(),
+                1,
+                u32::MAX.into(),
+            ),
+            (
                 "remove_after_ms",
                 self.remove_after_ms,
                 0,

@@ -292,6 +292,39 @@ fn core_samples(core: &CoreStats) -> Vec<Sample> {
             core.hints_pending,
         ),
         counter(
+            "scrub_passes",
+            "Times that all data here was read and compared with the other replicas.",
+            core.scrub.passes,
+        ),
+        counter(
+            "scrub_rows",
+            "Records and index rows read for that.",
+            core.scrub.looked_at,
+        ),
+        counter(
+            "scrub_bytes",
+            "Bytes sent and received for it.",
+            core.scrub.bytes,
+        ),
+        counter(
+            "scrub_restored",
+            "Lost records brought back from other replicas.",
+            core.scrub.restored + core.scrub.rebuilt,
+        ),
+        counter(
+            "scrub_hashes_rebuilt",
+            "Epochs of partitions whose hashes were not those of their rows.",
+            core.scrub.hashes_rebuilt,
+        ),
+        counter(
+            "scrub_unresolved",
+            "Findings that need a person: damaged bytes, records that nobody else has, or no majority.",
+            core.scrub.damaged
+                + core.scrub.unfound
+                + core.scrub.unmatched
+                + core.scrub.undecided,
+        ),
+        counter(
             "clock_skew_refusals",
             "Stamps refused as too far in the future: some clock is wrong.",
             core.clock_skew_refusals,

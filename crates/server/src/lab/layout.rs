@@ -44,6 +44,9 @@ pub(super) const OWN_FIELDS: &[&str] = &[
 /// How often a lab's epoch advances, milliseconds, unless it is told otherwise: so that one sees it.
 const EPOCH_INTERVAL_MS: u64 = 10_000;
 
+/// How often a lab's node reads all it holds, milliseconds: so that one sees it.
+const SCRUB_INTERVAL_MS: u64 = 30_000;
+
 /// What a lab is made of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Settings {
@@ -187,6 +190,7 @@ impl Settings {
             http_listen: addrs.http,
             peer_listen: addrs.peer,
             epoch_interval_ms: self.epoch_interval_ms,
+            scrub_interval_ms: SCRUB_INTERVAL_MS,
             seeds: others
                 .map(|other| self.addrs(other).peer.to_string())
                 .collect(),

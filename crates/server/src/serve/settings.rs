@@ -41,6 +41,8 @@ pub(super) fn of(config: &NodeConfig, seed: u64) -> shell::NodeConfig {
             pending_bytes_max: size(config.pending_bytes_max),
             value_bytes_max,
             clock_skew_us_max: config.max_clock_skew_ms * 1_000,
+            scrub_interval_ms: config.scrub_interval_ms,
+            scrub_rows_per_s: config.scrub_rows_per_s,
         },
         control: ControlConfig {
             info: config.member_info(),
@@ -106,6 +108,8 @@ mod tests {
         assert_eq!(settings.core.pending_max, core.pending_max);
         assert_eq!(settings.core.pending_bytes_max, core.pending_bytes_max);
         assert_eq!(settings.core.clock_skew_us_max, core.clock_skew_us_max);
+        assert_eq!(settings.core.scrub_interval_ms, core.scrub_interval_ms);
+        assert_eq!(settings.core.scrub_rows_per_s, core.scrub_rows_per_s);
         let raft = RaftTiming::default();
         assert_eq!(settings.control.raft.heartbeat_ms, raft.heartbeat_ms);
         assert_eq!(settings.control.raft.election_min_ms, raft.election_min_ms);

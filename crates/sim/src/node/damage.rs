@@ -22,12 +22,13 @@ use crate::env::Env;
 use crate::oracle::SHOWN_BEFORE;
 
 /// Files that are never damaged without a refusal, whatever becomes of the rest.
-const STATE_FILES: [&str; 5] = [
+const STATE_FILES: [&str; 6] = [
     datadir::IDENTITY,
     datadir::BOOT,
     datadir::STARTS,
     datadir::HLC,
     datadir::PARTITIONS,
+    datadir::EPOCHS,
 ];
 
 /// What is due to a file.

@@ -15,7 +15,7 @@ use mds_node::wire::{Message, RootReply, Status, Verdict, decode, next_frame};
 use mds_types::{ClusterConfig, NodeId};
 
 use super::heard::Heard;
-use super::{ControlInput, Process};
+use super::{ControlInput, Origin, Process};
 use crate::env::Env;
 use crate::event::{Asker, ClientEvent, NodeEvent, Part};
 use crate::faults::MILLISECOND_NS;
@@ -23,6 +23,7 @@ use crate::network::{ConnId, Side};
 use crate::oracle::quorums_are_held::Told;
 use crate::oracle::{old_rings_are_refused, queues_are_bounded};
 use crate::trace::Detail;
+use crate::under_hood;
 
 /// What data connections are opened for, in the handshake.
 const CHANNEL_DATA: u8 = 1;
@@ -217,6 +218,14 @@ impl Process {
         self.data.timer_ns = u64::MAX;
         let stats = self.data.core.stats();
         if let Some(broken) = queues_are_bounded::check(self.node, &stats) {
+            env.violated(broken.0, broken.1);
+        }
+        let is_loss_planted = env.counts.0.contains_key("record lost under the hood");
+        // What a disk that is damaged just now says is looked at elsewhere.
+        let is_sound = self.origin == Origin::Itself;
+        if let Some(broken) = under_hood::check(self.node, &stats.scrub, is_loss_planted)
+            && is_sound
+        {
             env.violated(broken.0, broken.1);
         }
         self.data.core.on_timer(self.clock.at(env.now_ns));

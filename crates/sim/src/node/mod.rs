@@ -248,6 +248,7 @@ impl Machine {
             .unwrap_or_default();
         let partitions = datadir::read_partition_count(&*disk).map_err(|e| text(&e))?;
         let incarnation = directory.identity().incarnation;
+        let cluster = directory.identity().cluster;
         let mono_ns = self.clock.at(env.now_ns).mono_ns;
         let config = self.control_config();
         let control =
@@ -256,7 +257,7 @@ impl Machine {
             Some(count) => Some(StoreLane::open(
                 &self.disk,
                 &self.engine,
-                incarnation,
+                (incarnation, cluster),
                 count,
                 (self.node, self.life),
                 self.is_true_to_its_past(),
@@ -450,6 +451,9 @@ impl Process {
             ("request refused by a replica", core.replica_refusals),
             ("record superseded", store.superseded),
             ("segment flushed", store.flushes),
+            ("scrub ended", core.scrub.passes),
+            ("settled page compared", core.scrub.pages),
+            ("scrub left to the next", core.scrub.skipped),
         ] {
             env.reached.add(name, times);
         }

@@ -7,8 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mds_node::core::ScrubStats;
 use mds_node::store_io::{
-    HINT_SYNC_EVERY_MS, LedgerOrder, MergeResult, StoreBatch, StoreDone, StoreIo,
+    HINT_SYNC_EVERY_MS, LedgerOrder, MergeResult, StoreBatch, StoreDone, StoreIo, row_seed,
 };
 use mds_node::sync_io::RootOf;
 use mds_storage::engine::MemoryEngine;
@@ -18,7 +19,7 @@ use mds_storage::store::{
 };
 use mds_storage::{Disk, FaultyDisk};
 use mds_types::slot::partition_of;
-use mds_types::{IncarnationId, NodeId, PartitionId, Record};
+use mds_types::{ClusterId, IncarnationId, NodeId, PartitionId, Record};
 
 use super::engine::EngineOnDisk;
 use super::{Origin, Process};
@@ -32,6 +33,9 @@ use crate::oracle::{closed_takes_nothing, settled_takes_nothing};
 
 /// Small, so that a run goes through many segments and flushes.
 const SEGMENT_BYTES_MAX: usize = 24 * 1024;
+
+/// Few, so that wiping a partition takes several steps.
+const WIPE_KEYS_MAX: usize = 2;
 
 /// Records merged as one group, at most.
 const GROUP_RECORDS_MAX: usize = 4_096;
@@ -61,7 +65,7 @@ impl StoreLane {
     pub(super) fn open(
         disk: &FaultyDisk,
         engine: &MemoryEngine,
-        incarnation: IncarnationId,
+        (incarnation, cluster): (IncarnationId, ClusterId),
         partitions: u16,
         (node, life): (usize, u64),
         is_true_to_its_past: bool,
@@ -74,7 +78,9 @@ impl StoreLane {
             bucket_count: 8,
             fsync: FsyncPolicy::Always,
             segment_bytes_max: SEGMENT_BYTES_MAX,
+            wipe_keys_max: WIPE_KEYS_MAX,
             secret: (incarnation.0 >> 64) as u64,
+            row_seed: row_seed(cluster),
             ..StoreOptions::default()
         };
         let engine = Arc::new(EngineOnDisk::new(engine.clone(), machine_disk.clone()));
@@ -163,7 +169,7 @@ impl Process {
             StoreLane::open(
                 &self.disk,
                 &self.engine,
-                self.incarnation,
+                (self.incarnation, self.control.view().cluster),
                 partitions,
                 name,
                 self.origin != Origin::Copy,
@@ -287,6 +293,10 @@ impl Process {
         if done.collected > 0 {
             env.reached.add("tombstone collected", done.collected);
             for (key, _) in env.watch.shown(self.node) {
+                let lost = env.lost_record.as_ref();
+                if lost.is_some_and(|lost| (lost.node, &lost.key) == (self.node, &key)) {
+                    continue;
+                }
                 if matches!(lane.reader.get(&key), Ok(None)) {
                     env.gone.push((self.node, key));
                 }
@@ -431,6 +441,19 @@ impl Process {
     /// What this node's store has promised.
     pub(crate) fn ledger(&self) -> Option<Arc<Ledger>> {
         Some(self.store.as_ref()?.ledger())
+    }
+
+    /// Whether this node holds the partition of a key, and is not just copying it.
+    pub(crate) fn is_whole(&self, key: &[u8]) -> bool {
+        self.store.as_ref().is_some_and(|lane| {
+            let partition = partition_of(key, lane.partitions);
+            lane.io.ledger().partition(partition).state == PartitionState::Held
+        })
+    }
+
+    /// What this node's scrubs have found.
+    pub(crate) fn scrubbed(&self) -> ScrubStats {
+        self.data.core.stats().scrub
     }
 
     /// What this node holds of a key, for the oracle.

@@ -65,6 +65,8 @@ fn settled_for(ledger: &Ledger, partition: PartitionId, purpose: Purpose) -> Epo
             PartitionState::Streaming { settled, .. },
             Purpose::Write | Purpose::Hint | Purpose::Repair,
         ) => entry.settled.max(*settled),
+        // Brings back what a disk has lost of the settled. That sound disks lose nothing is an invariant of its own.
+        (_, Purpose::Rebuild { .. }) => Epoch(0),
         (_, Purpose::Write | Purpose::Hint | Purpose::Repair | Purpose::Sync) => entry.settled,
     }
 }

@@ -10,6 +10,7 @@ use mds_node::core::{
 use mds_types::limits::KEY_BYTES_MAX;
 
 use super::Broken;
+use crate::under_hood::SCRUB_INTERVAL_MS;
 
 const INVARIANT: &str = "queues stay within their limits";
 
@@ -30,6 +31,7 @@ pub(crate) fn limits() -> CoreConfig {
     CoreConfig {
         pending_max: PENDING_MAX,
         pending_bytes_max: PENDING_BYTES_MAX,
+        scrub_interval_ms: SCRUB_INTERVAL_MS,
         ..CoreConfig::default()
     }
 }

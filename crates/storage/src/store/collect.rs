@@ -55,6 +55,8 @@ pub struct Collected {
     pub removed: u64,
     /// Tombstones that may not go yet, because they are above the floor.
     pub held_back: u64,
+    /// Rows, or records, that were looked at; a bucket without any counts as one.
+    pub looked_at: u64,
     /// Whether there is more to do now.
     pub more: bool,
 }
@@ -156,6 +158,7 @@ impl Store {
                 }
                 let (rows, step) = self.collect_bucket(ledger, partition, cursor, floor)?;
                 *rows_left = rows_left.saturating_sub(rows.max(1));
+                done.looked_at += rows.max(1) as u64;
                 done.removed += step.removed;
                 done.held_back += step.held_back;
                 cursor.held_back |= step.held_back > 0;
@@ -187,6 +190,7 @@ impl Store {
         let mut may_go = Vec::new();
         let mut done = Collected::default();
         for dead in dead {
+            done.looked_at += 1;
             let partition = partition_of(&dead.key, self.shared.options.partition_count);
             let current = self.reader().get(&dead.key)?;
             let Some(current) = current.filter(|current| current.version == dead.version) else {

@@ -6,7 +6,8 @@
 //! 1. **Is `e` settled in `p`?** Then the record comes in only if it, or something newer, is there already;
 //!    and it changes nothing. Whatever is missing below the watermark was deleted or overwritten, everywhere
 //!    (traps T9-T12). For a partition that is being filled by a stream, what its source had settled counts
-//!    as settled for everybody but the stream.
+//!    as settled for everybody but the stream. One thing passes: what a majority of replicas with exactly
+//!    the same past holds and this one has lost ([`Purpose::Rebuild`]; the `scrub` module proves why).
 //! 2. **Is `e` closed, and is this a client's write or a hint?** Then only the very version that is there
 //!    is answered as done (trap T8). Closed is thereby *sealed*: what no replica holds can no longer come in;
 //!    repair and sync bring what some replica holds.
@@ -23,10 +24,10 @@ use std::collections::HashMap;
 
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
-use mds_types::{Epoch, PartitionId, Record, Version};
+use mds_types::{Epoch, Kind, PartitionId, Record, Version};
 
 use super::shared::Shared;
-use super::{Merged, Purpose, RowMerged, StoreError, Tables};
+use super::{Merged, PartitionState, Purpose, RowMerged, StoreError, Tables};
 use crate::epoch_index::IndexChange;
 use crate::keys::bucket_of;
 use crate::ledger::{Ledger, has_passed};
@@ -309,6 +310,9 @@ impl<'a> Arriving<'a, '_> {
     /// Why the record may not come in, if so.
     fn refusal(&self, order: Ordering, current: Option<&Current<'_>>) -> Option<Merged> {
         let (ledger, epoch) = (self.ledger, self.record.epoch);
+        if let Purpose::Rebuild { settled, chain } = self.purpose {
+            return self.refusal_of_rebuild(order, current, (settled, chain));
+        }
         if epoch >= ledger.free_from && !ledger.is_some_away {
             return None;
         }
@@ -318,7 +322,10 @@ impl<'a> Arriving<'a, '_> {
         }
         let watermark = match self.purpose {
             Purpose::Sync => entry.settled,
-            Purpose::Write | Purpose::Hint | Purpose::Repair => entry.no_new_rows(),
+            // A rebuild was dealt with above.
+            Purpose::Write | Purpose::Hint | Purpose::Repair | Purpose::Rebuild { .. } => {
+                entry.no_new_rows()
+            }
         };
         if has_passed(watermark, epoch) {
             if is_on(Mutation::MergesBelowWatermark) {
@@ -334,6 +341,27 @@ impl<'a> Arriving<'a, '_> {
         (is_sealed && !is_there).then_some(Merged::EpochClosed)
     }
 
+    /// The same for what this replica is said to have lost below its watermark. The law is proved in the
+    /// `scrub` module: both have exactly the same past, and the record is alive, or takes the place of something
+    /// smaller, which cannot be there but by damage.
+    fn refusal_of_rebuild(
+        &self,
+        order: Ordering,
+        current: Option<&Current<'_>>,
+        (settled, chain): (Epoch, u128),
+    ) -> Option<Merged> {
+        let entry = self.ledger.partition(self.partition);
+        if entry.state != PartitionState::Held {
+            return Some(Merged::NotHere);
+        }
+        let is_same_past = (entry.settled, entry.chain) == (settled, chain);
+        let is_of_it = has_passed(entry.settled, self.record.epoch)
+            && (is_same_past || is_on(Mutation::RebuildResurrects));
+        let says_something = self.record.kind() != Kind::Tombstone || current.is_some();
+        let is_lost = is_of_it && says_something;
+        (order == Ordering::Greater && !is_lost).then_some(Merged::Settled)
+    }
+
     /// Whether rows of the record's epoch are still taken.
     fn leaves_rows(&self) -> bool {
         let epoch = self.record.epoch;
@@ -342,6 +370,11 @@ impl<'a> Arriving<'a, '_> {
     }
 
     /// What its row does to the hashes in memory, beyond being in the active table now.
+    ///
+    /// Where no record of the key is current, its row is new, unless a disk has lost the record: a collected
+    /// version lies below the floor of all epochs that may still have rows, so a row of its key in one of them
+    /// would be greater, and current. After such a loss the row counts twice; the scrub finds that too, and
+    /// has the hashes rebuilt.
     fn change_of_winner(&self, current: Option<&Current<'_>>) -> Result<IndexChange, StoreError> {
         let epoch = self.record.epoch;
         let Some(current) = current.filter(|_| epoch >= self.ledger.free_from) else {

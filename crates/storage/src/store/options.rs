@@ -22,6 +22,9 @@ pub const RUN_FILES_MAX: usize = 4096;
 /// Default bound on the bucket hashes in memory, bytes.
 pub const INDEX_BYTES_MAX: usize = crate::epoch_index::INDEX_BYTES_MAX;
 
+/// Default bound on the keys that one step of a wipe drops from the engine.
+pub const WIPE_KEYS_MAX: usize = 32 * 1024;
+
 /// Default number of Merkle leaves in a partition.
 pub const BUCKET_COUNT: u16 = 64;
 
@@ -59,6 +62,8 @@ pub struct StoreOptions {
     pub run_files_max: usize,
     /// Bound on the bucket hashes in memory, bytes; beyond it they are rebuilt from rows when asked for.
     pub index_bytes_max: usize,
+    /// See [`WIPE_KEYS_MAX`]; at least 1.
+    pub wipe_keys_max: usize,
     /// Values longer than this are refused; at most [`VALUE_BYTES_MAX`].
     pub value_bytes_max: usize,
     /// A number that clients do not know, such as a part of the directory's incarnation: it salts
@@ -80,6 +85,7 @@ impl Default for StoreOptions {
             run_bytes_max: RUN_BYTES_MAX,
             run_files_max: RUN_FILES_MAX,
             index_bytes_max: INDEX_BYTES_MAX,
+            wipe_keys_max: WIPE_KEYS_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
             secret: 0,
             row_seed: 0,
@@ -95,6 +101,7 @@ impl StoreOptions {
         self.bucket_count = self.bucket_count.max(1);
         self.segment_bytes_max = self.segment_bytes_max.min(SEGMENT_BYTES_CEILING);
         self.frozen_tables_max = self.frozen_tables_max.max(1);
+        self.wipe_keys_max = self.wipe_keys_max.max(1);
         self.value_bytes_max = self.value_bytes_max.min(VALUE_BYTES_MAX);
         self
     }

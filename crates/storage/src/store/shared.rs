@@ -1,6 +1,5 @@
 //! What writer, readers and flusher share.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +9,7 @@ use mds_types::{Epoch, PartitionId, Record};
 use parking_lot::{Mutex, RwLock};
 
 use super::flush::Flushing;
-use super::{Merged, SettledLeaves, StoreError, StoreOptions, Tables};
+use super::{Merged, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::keys::{Keyspace, engine_key};
@@ -29,8 +28,6 @@ pub(super) struct Shared {
     pub(super) tables: RwLock<Tables>,
     pub(super) runs: Runs,
     pub(super) ledger: LedgerFile,
-    /// What the last scrub of each partition found.
-    pub(super) scrubbed: Mutex<BTreeMap<PartitionId, Arc<SettledLeaves>>>,
     /// Held by the one that flushes.
     pub(super) flushing: Mutex<Flushing>,
     poison: OnceLock<Arc<str>>,
@@ -129,7 +126,6 @@ impl Shared {
             tables: RwLock::new(tables),
             runs,
             ledger,
-            scrubbed: Mutex::default(),
             flushing: Mutex::default(),
             poison: OnceLock::new(),
             epoch: AtomicU64::new(0),

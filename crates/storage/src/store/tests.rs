@@ -13,6 +13,7 @@ mod hashes;
 mod model;
 mod order;
 mod scan;
+mod scrub;
 
 /// A disk and an engine that outlive stores.
 struct Bench {
@@ -29,6 +30,7 @@ impl Bench {
             options: StoreOptions {
                 partition_count: 4,
                 secret: 77,
+                wipe_keys_max: 3,
                 ..StoreOptions::default()
             },
         }

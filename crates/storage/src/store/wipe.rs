@@ -16,6 +16,7 @@
 //!
 //! Readers may see any part of the partition until it is absent: whoever serves reads asks the ledger.
 
+use bytes::Bytes;
 use mds_types::{Epoch, PartitionId};
 
 use super::{PartitionState, Store, StoreError};
@@ -50,8 +51,8 @@ impl Store {
         })
     }
 
-    /// Goes on with the wipe that was decided, in this life or an earlier one: one partition that holds
-    /// something, and any number of empty ones. Waits for a flush that is going on.
+    /// Goes on with the wipe that was decided, in this life or an earlier one: a bounded number of keys of one
+    /// partition that holds something, and any number of empty ones. Waits for a flush that is going on.
     ///
     /// # Errors
     /// [`StoreError::Full`]: try again when there is room. Else the store is or becomes poisoned: an engine
@@ -73,10 +74,17 @@ impl Store {
         // Nothing of these partitions is in a table, and nothing comes in.
         let mut done = Vec::new();
         for &partition in &wiping {
-            done.push(partition);
-            if self.drop_from_engine(partition)? {
+            let dropped = self.drop_from_engine(partition)?;
+            if dropped == Dropped::Part {
                 break;
             }
+            done.push(partition);
+            if dropped == Dropped::Rest {
+                break;
+            }
+        }
+        if done.is_empty() {
+            return Ok(WipeProgress::More);
         }
         let wiped_at_segment = self.log.id().saturating_sub(1);
         self.change_ledger(|ledger| {
@@ -96,7 +104,6 @@ impl Store {
         for &partition in &done {
             index.clear(partition, Epoch(u64::MAX));
             self.collecting.remove(&partition);
-            self.shared.scrubbed.lock().remove(&partition);
         }
         Ok(match done.len() < wiping.len() {
             true => WipeProgress::More,
@@ -125,24 +132,44 @@ impl Store {
         Ok(in_frozen)
     }
 
-    /// Drops a partition from the engine; false if it was empty there.
-    fn drop_from_engine(&self, partition: PartitionId) -> Result<bool, StoreError> {
+    /// Drops a partition from the engine, or its first keys: dropping many keeps the writer for long, and writes
+    /// of all partitions wait meanwhile.
+    fn drop_from_engine(&self, partition: PartitionId) -> Result<Dropped, StoreError> {
         let engine = &self.shared.engine;
         let (from, to) = engine_range(partition, Keyspace::Eventual, None);
-        let mut is_empty = true;
-        engine.visit(&from, &to, &mut |_, _| {
-            is_empty = false;
-            false
+        let keys_max = self.shared.options.wipe_keys_max;
+        let (mut seen, mut end) = (0, None);
+        engine.visit(&from, &to, &mut |key, _| {
+            seen += 1;
+            if seen > keys_max {
+                end = Some(Bytes::copy_from_slice(key));
+            }
+            end.is_none()
         })?;
-        if is_empty {
-            return Ok(false);
+        if seen == 0 {
+            return Ok(Dropped::Nothing);
         }
         // The flusher hands the engine its runs, and a run and a drop must not cross.
         let _flushing = self.shared.flushing.lock();
-        engine.drop_range(&from, &to).map_err(|error| {
+        let dropped = engine.drop_range(&from, end.as_ref().unwrap_or(&to));
+        dropped.map_err(|error| {
             let error = StoreError::from(error);
             self.shared.poison_unless_full(error)
         })?;
-        Ok(true)
+        Ok(match end {
+            Some(_) => Dropped::Part,
+            None => Dropped::Rest,
+        })
     }
+}
+
+/// What was dropped of a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Dropped {
+    /// It was empty.
+    Nothing,
+    /// Its first keys; there are more.
+    Part,
+    /// All that was left.
+    Rest,
 }

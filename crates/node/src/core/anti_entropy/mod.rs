@@ -21,6 +21,7 @@
 mod duty;
 mod repair;
 mod report;
+mod scrub;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -37,6 +38,8 @@ pub(super) use duty::RingDuty;
 pub use duty::RingReport;
 pub(super) use repair::RepairOp;
 pub use report::{Copying, SyncReport};
+pub(super) use scrub::ScrubOp;
+pub use scrub::ScrubStats;
 pub(super) use serve::{failed_answer, to_wire};
 pub(super) use stream::StreamOp;
 
@@ -119,6 +122,7 @@ pub(super) struct AntiEntropy {
     queued: BTreeSet<(PartitionId, Epoch)>,
     repairs: usize,
     streams: stream::Streams,
+    pub(super) scrub: scrub::Scrubbing,
     pub(super) duty: RingDuty,
     /// Since when something keeps the oldest open epoch from being settled, and who.
     pub(super) blocked: BTreeMap<NodeId, u64>,
@@ -166,6 +170,7 @@ impl Default for AntiEntropy {
             queued: BTreeSet::new(),
             repairs: 0,
             streams: stream::Streams::default(),
+            scrub: scrub::Scrubbing::default(),
             duty: RingDuty::default(),
             blocked: BTreeMap::new(),
             stats: SyncStats::default(),
@@ -273,6 +278,7 @@ impl Core {
         }
         self.begin_repairs(now);
         self.tick_streams(now);
+        self.tick_scrub(now);
         if self.sync.round.is_some() || now.mono_ns < self.sync.next_round_ns {
             return;
         }
@@ -575,6 +581,7 @@ impl Core {
             }
             (Some(Pending::Compare(_)), _) => self.on_compare_failed(now, id),
             (Some(Pending::Repair(_)), answer) => self.on_repair_own(now, id, answer),
+            (Some(Pending::Scrub(_)), answer) => self.on_scrub_own(now, id, answer),
             _ => {}
         }
     }

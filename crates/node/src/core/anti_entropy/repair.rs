@@ -38,7 +38,7 @@ pub(super) const REPAIRS_MAX: usize = 8;
 const DIFFERING_MAX: usize = 4_096;
 
 /// Keys fetched at a time, at most.
-const FETCH_KEYS_MAX: usize = 512;
+pub(super) const FETCH_KEYS_MAX: usize = 512;
 
 /// A repair in flight.
 pub(in super::super) struct RepairOp {
@@ -351,11 +351,11 @@ impl RepairOp {
 }
 
 /// The merge law's order of two rows of one key.
-fn rank(row: &IndexRow) -> (Version, Kind, Digest) {
+pub(super) fn rank(row: &IndexRow) -> (Version, Kind, Digest) {
     (row.version, row.kind, row.digest)
 }
 
-fn row_of(partition: PartitionId, bucket: u16, row: Row) -> Option<IndexRow> {
+pub(super) fn row_of(partition: PartitionId, bucket: u16, row: Row) -> Option<IndexRow> {
     let kind = u8::try_from(row.kind).ok()?;
     Some(IndexRow {
         partition,

@@ -3,16 +3,18 @@
 //! Whoever asks is answered as long as this node serves as a replica; comparing needs the same rings on both
 //! sides besides, because a group is a group under one version only.
 
+use mds_storage::IndexRow;
+use mds_storage::store::{RangeOf, ScrubStep};
 use mds_types::{Epoch, NodeId, PartitionId};
 
 use super::super::Core;
 use super::super::replica::ReplicaReply;
 use crate::api::Now;
 use crate::store_io::{ReadQuery, ReplyTo, Ticket};
-use crate::sync_io::{Compared, RootOf, SyncAnswer, SyncQuery};
+use crate::sync_io::{Compared, RangeAnswer, RangeAsk, RangeQuery, RootOf, SyncAnswer, SyncQuery};
 use crate::wire::{
-    FetchReply, HashesReply, Message, RootReply, Roots, RootsReply, Row, RowsReply, Status,
-    StreamReply, Verdict, hash_bytes, hash_of,
+    FetchReply, HashesReply, Message, Range, RangeReply, RootReply, Roots, RootsReply, Row,
+    RowsReply, Status, StreamReply, Verdict, hash_bytes, hash_of,
 };
 
 impl Core {
@@ -52,6 +54,14 @@ impl Core {
                 (rows.id, query)
             }
             Message::Fetch(fetch) => (fetch.id, Some(SyncQuery::Records(fetch.keys.clone()))),
+            // A group is a group under one version of the rings.
+            Message::Range(range) if range.topology != self.rings.version().0 => {
+                let answer = SyncAnswer::Range(RangeAnswer::OtherPast);
+                let reply = ReplicaReply::Sync(Status::StaleTopology, answer);
+                self.answer(now, reply_to, range.id, reply);
+                return true;
+            }
+            Message::Range(range) => (range.id, range_query(range)),
             Message::Stream(stream) => {
                 let query = SyncQuery::Stream {
                     partition: partition(stream.partition),
@@ -109,7 +119,11 @@ impl Core {
             }
             Message::HashesReply(reply) => self.on_hashes_reply(now, reply.id, reply),
             Message::RowsReply(reply) => self.on_rows_reply(now, reply.id, reply.clone()),
-            Message::FetchReply(reply) => self.on_fetch_reply(now, reply.id, reply),
+            Message::FetchReply(reply) => {
+                self.on_fetch_reply(now, reply.id, reply);
+                self.on_scrub_fetched(now, reply.id, reply);
+            }
+            Message::RangeReply(reply) => self.on_range_reply(now, reply.id, from, reply),
             Message::StreamReply(reply) => self.on_stream_reply(now, reply.id, from, reply),
             _ => return false,
         }
@@ -134,6 +148,31 @@ fn compare_query(roots: &Roots) -> Option<SyncQuery> {
     items.map(SyncQuery::Compare)
 }
 
+fn range_query(range: &Range) -> Option<SyncQuery> {
+    let ask = match &range.root {
+        Some(root) => RangeAsk::Root(hash_of(root)?),
+        None => {
+            let buckets = range
+                .buckets
+                .iter()
+                .map(|bucket| u16::try_from(*bucket).ok());
+            RangeAsk::Rows(buckets.collect::<Option<_>>()?)
+        }
+    };
+    let of = RangeOf {
+        settled: Epoch(range.settled),
+        chain: hash_of(&range.chain)?,
+        left_out_ms: range.left_out_ms,
+        after: range.after.clone(),
+        up_to: range.up_to.clone(),
+    };
+    Some(SyncQuery::Range(Box::new(RangeQuery {
+        partition: partition(range.partition),
+        of,
+        ask,
+    })))
+}
+
 fn other_topology(roots: &Roots) -> Message {
     let answer = RootReply {
         verdict: Verdict::OtherTopology as i32,
@@ -156,6 +195,7 @@ fn refusal_of(message: &Message, query: SyncQuery) -> SyncAnswer {
             more: false,
         },
         (Message::Stream(_), _) => SyncAnswer::Stream(None),
+        (Message::Range(_), _) => SyncAnswer::Range(RangeAnswer::OtherPast),
         _ => SyncAnswer::Records {
             records: Vec::new(),
             taken: 0,
@@ -179,6 +219,11 @@ pub(in super::super) fn failed_answer(query: &SyncQuery) -> SyncAnswer {
             taken: 0,
         },
         SyncQuery::Stream { .. } => SyncAnswer::Stream(None),
+        // Only this node asks itself.
+        SyncQuery::Scrub(scrub) => {
+            SyncAnswer::Scrub(Box::new(((**scrub).clone(), ScrubStep::default())))
+        }
+        SyncQuery::Range(_) => SyncAnswer::Range(RangeAnswer::OtherPast),
     }
 }
 
@@ -207,16 +252,7 @@ pub(in super::super) fn to_wire(id: u64, status: Status, answer: SyncAnswer) -> 
         SyncAnswer::Rows { rows, more } => Message::RowsReply(RowsReply {
             id,
             status: status as i32,
-            rows: rows
-                .into_iter()
-                .map(|row| Row {
-                    hlc: row.version.hlc.0,
-                    node: row.version.node.0,
-                    digest: hash_bytes(row.digest.0),
-                    kind: row.kind as u32,
-                    key: row.key,
-                })
-                .collect(),
+            rows: rows.into_iter().map(row_to_wire).collect(),
             more,
         }),
         SyncAnswer::Records { records, taken } => Message::FetchReply(FetchReply {
@@ -244,8 +280,43 @@ pub(in super::super) fn to_wire(id: u64, status: Status, answer: SyncAnswer) -> 
                 chain: hash_bytes(page.chain),
             })
         }
-        SyncAnswer::Roots(_) | SyncAnswer::Tree(_) => return None,
+        SyncAnswer::Range(answer) => Message::RangeReply(range_reply(id, status, answer)),
+        SyncAnswer::Roots(_) | SyncAnswer::Tree(_) | SyncAnswer::Scrub(_) => return None,
     })
+}
+
+fn row_to_wire(row: IndexRow) -> Row {
+    Row {
+        hlc: row.version.hlc.0,
+        node: row.version.node.0,
+        digest: hash_bytes(row.digest.0),
+        kind: row.kind as u32,
+        key: row.key,
+    }
+}
+
+fn range_reply(id: u64, status: Status, answer: RangeAnswer) -> RangeReply {
+    let mut reply = RangeReply {
+        id,
+        status: status as i32,
+        ..RangeReply::default()
+    };
+    let verdict = match answer {
+        RangeAnswer::OtherPast => Verdict::NotHere,
+        RangeAnswer::Equal => Verdict::Equal,
+        RangeAnswer::Differs(hashes) => {
+            let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+            reply.hashes = bytes.into();
+            Verdict::Differs
+        }
+        RangeAnswer::Rows(rows, next) => {
+            reply.rows = rows.into_iter().map(row_to_wire).collect();
+            reply.next = next;
+            Verdict::Differs
+        }
+    };
+    reply.verdict = verdict as i32;
+    reply
 }
 
 fn root_reply(compared: Compared) -> RootReply {

@@ -10,7 +10,7 @@ use crate::api::{Op, RequestOptions};
 
 impl Trio {
     /// The cluster goes on to this epoch.
-    fn enter(&mut self, epoch: u64) {
+    pub(super) fn enter(&mut self, epoch: u64) {
         let mut floors = EpochFloors::default();
         for known in 1..=epoch {
             // A floor that lies just below the present.
@@ -27,7 +27,7 @@ impl Trio {
         self.run();
     }
 
-    fn settled(&mut self) -> Vec<Epoch> {
+    pub(super) fn settled(&mut self) -> Vec<Epoch> {
         let settled = |node: &mut super::super::tests::TestNode| {
             let ledger = node.io.ledger();
             ledger.settled_everywhere().unwrap()

@@ -1,29 +1,29 @@
-//! Closing, settling, collecting, wiping, streaming and scrubbing, one story each. The random lives of the
+//! Closing, settling, collecting, wiping and streaming, one story each. The random lives of the
 //! `model` put them all together.
 
 use super::*;
 use crate::keys::{Keyspace, engine_key};
 
-const P: PartitionId = PartitionId(0);
+pub(super) const P: PartitionId = PartitionId(0);
 
-fn bench() -> Bench {
+pub(super) fn bench() -> Bench {
     let mut bench = Bench::new();
     bench.options.partition_count = 1;
     bench
 }
 
-fn tombstone(key: &str, hlc: u64) -> Record {
+pub(super) fn tombstone(key: &str, hlc: u64) -> Record {
     Record {
         body: Body::Tombstone,
         ..record(key, hlc, "")
     }
 }
 
-fn merged(store: &mut Store, purpose: Purpose, record: Record) -> Merged {
+pub(super) fn merged(store: &mut Store, purpose: Purpose, record: Record) -> Merged {
     store.merge_for(&[(purpose, record)]).unwrap()[0]
 }
 
-fn settle(store: &mut Store, epoch: u64) -> SettleOutcome {
+pub(super) fn settle(store: &mut Store, epoch: u64) -> SettleOutcome {
     let settlement = Settlement {
         partition: P,
         epoch: Epoch(epoch),
@@ -32,25 +32,9 @@ fn settle(store: &mut Store, epoch: u64) -> SettleOutcome {
     store.settle(&[settlement]).unwrap()[0]
 }
 
-fn flush(store: &mut Store) {
+pub(super) fn flush(store: &mut Store) {
     store.freeze().unwrap();
     while store.flusher().work().unwrap() {}
-}
-
-fn findings(store: &Store) -> Vec<ScrubFinding> {
-    let options = ScrubOptions {
-        dead_by_ms: 1_000,
-        left_out_ms: 1_000,
-    };
-    let mut scrub = Scrub::new(store.reader(), P, options);
-    let mut all = Vec::new();
-    loop {
-        let step = scrub.step(3).unwrap();
-        all.extend(step.findings);
-        if step.is_done {
-            return all;
-        }
-    }
 }
 
 #[test]
@@ -340,6 +324,28 @@ fn a_wiped_partition_leaves_nothing_and_begins_anew() {
 }
 
 #[test]
+fn a_large_partition_is_wiped_in_steps_over_restarts() {
+    let bench = bench();
+    let mut store = bench.open();
+    for number in 0..8 {
+        merge(&mut store, &format!("key-{number}"), 110);
+    }
+    flush(&mut store);
+    store.begin_wipe(&[P]).unwrap();
+    let mut left = Vec::new();
+    while store.continue_wipe().unwrap() == WipeProgress::More {
+        left.push(store.reader().scan(P, None, 100).unwrap().len());
+        drop(store);
+        bench.disk.crash();
+        store = bench.open();
+    }
+    assert_eq!(left, [5, 2], "three keys at a time");
+    assert_eq!(store.reader().scan(P, None, 100).unwrap(), []);
+    let state = store.reader().ledger().partition(P).state.clone();
+    assert_eq!(state, PartitionState::Absent);
+}
+
+#[test]
 fn many_empty_partitions_are_wiped_at_once() {
     let bench = Bench::new();
     let mut store = bench.open();
@@ -352,98 +358,6 @@ fn many_empty_partitions_are_wiped_at_once() {
         store.reader().ledger().collected_everywhere(),
         Some(Epoch(0))
     );
-}
-
-#[test]
-fn a_scrub_finds_what_is_lost_below() {
-    let bench = bench();
-    let mut store = bench.open();
-    for key in ["a", "b", "c"] {
-        merge(&mut store, key, 110);
-    }
-    store.merge(&[record("c", 210, "newer")]).unwrap();
-    flush(&mut store);
-    assert_eq!(findings(&store), []);
-    // The engine forgets a record, and another one shows an old version.
-    let key = |key: &[u8]| engine_key(P, Keyspace::Eventual, key);
-    let mut old = Vec::new();
-    record("c", 110, "value").encode(&mut old);
-    let items = [(key(b"a"), None), (key(b"c"), Some(Bytes::from(old)))];
-    bench.engine.ingest(&mut items.into_iter()).unwrap();
-    // A table that was flushed is shown as a cache: only a later one uncovers it.
-    merge(&mut store, "d", 115);
-    flush(&mut store);
-    let lost: Vec<_> = findings(&store)
-        .into_iter()
-        .map(|finding| match finding {
-            ScrubFinding::Lost { epoch, row } => (epoch.0, row.key),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(lost, [(1, Bytes::from("a")), (2, Bytes::from("c"))]);
-    // Bytes that are no record.
-    let items = [(key(b"b"), Some(Bytes::from_static(b"garbage")))];
-    bench.engine.ingest(&mut items.into_iter()).unwrap();
-    let damaged = findings(&store);
-    assert!(
-        matches!(&damaged[..], [ScrubFinding::Damaged { .. }]),
-        "{damaged:?}"
-    );
-}
-
-#[test]
-fn a_scrub_finds_rows_that_are_not_those_of_the_hashes() {
-    let bench = bench();
-    let mut store = bench.open();
-    merge(&mut store, "a", 110);
-    flush(&mut store);
-    store.shared.tables.write().index.apply(
-        Epoch(1),
-        P,
-        crate::epoch_index::IndexChange::Replaces { bucket: 5, hash: 1 },
-    );
-    let expected = ScrubFinding::HashesDiffer {
-        epoch: Epoch(1),
-        buckets: vec![5],
-    };
-    assert_eq!(findings(&store), [expected]);
-}
-
-#[test]
-fn replicas_with_equal_records_sum_up_to_the_same_whatever_they_collected() {
-    let fill = |order: &[usize], collects: bool| {
-        let bench = bench();
-        let mut store = bench.open();
-        let mut expiring = record("x", 130, "v");
-        expiring.expires_at_ms = Some(500);
-        let records = [record("a", 110, "v"), tombstone("t", 120), expiring];
-        for &index in order {
-            store.merge(&[records[index].clone()]).unwrap();
-        }
-        store.close_epochs(Epoch(1)).unwrap();
-        settle(&mut store, 1);
-        if collects {
-            let dead: Vec<Dead> = findings(&store)
-                .into_iter()
-                .map(|finding| match finding {
-                    ScrubFinding::Dead(dead) => dead,
-                    other => panic!("{other:?}"),
-                })
-                .collect();
-            assert_eq!(dead.len(), 2);
-            let collected = store.collect_dead(&dead, Hlc(125), 1_000).unwrap();
-            assert_eq!((collected.removed, collected.held_back), (1, 1));
-            let collected = store.collect_dead(&dead, Hlc(200), 400).unwrap();
-            assert_eq!(collected.removed, 0, "it may not have expired yet");
-            let collected = store.collect_dead(&dead, Hlc(200), 1_000).unwrap();
-            assert_eq!(collected.removed, 1);
-        }
-        assert!(findings(&store).len() <= 2);
-        let sums = store.reader().settled_leaves(P).unwrap();
-        assert_eq!(sums.leaves.row_count(), 1);
-        SettledLeaves::clone(&sums)
-    };
-    assert_eq!(fill(&[0, 1, 2], false), fill(&[2, 0, 1], true));
 }
 
 /// The whole way on real files and the default engine.

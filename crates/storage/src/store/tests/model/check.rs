@@ -105,15 +105,27 @@ impl Life {
             dead_by_ms: DEAD_BY_MS,
             left_out_ms: DEAD_BY_MS,
         };
-        let mut scrub = Scrub::new(reader.clone(), place, options);
+        let mut scrub = Scrub::new(place, options);
         let mut dead = Vec::new();
+        let mut rows = Vec::new();
         loop {
-            let step = scrub.step(1 + self.random.below(9) as usize).unwrap();
+            let looks = 1 + self.random.below(9) as usize;
+            let step = scrub.step(reader, looks).unwrap();
             for finding in step.findings {
                 match finding {
                     ScrubFinding::Dead(found) => dead.push(found),
                     other => panic!("seed {}: {other:?}", self.seed),
                 }
+            }
+            if let Some(range) = step.range {
+                let summed = self.rows_of(reader, place, &range);
+                assert_eq!(
+                    reader.leaves_of(&summed),
+                    range.leaves,
+                    "seed {}",
+                    self.seed
+                );
+                rows.extend(summed);
             }
             if step.is_done {
                 break;
@@ -123,24 +135,6 @@ impl Life {
         if entry.state != PartitionState::Held {
             return;
         }
-        let sums = reader.settled_leaves(place).unwrap();
-        let bucket_count = self.bench.options.bucket_count;
-        let mut rows = Vec::new();
-        for bucket in 0..bucket_count {
-            let mut after: Option<Bytes> = None;
-            loop {
-                let at = (place, bucket);
-                let page = reader.settled_rows(&sums, at, after.as_deref(), 3);
-                let (page, end) = page.unwrap();
-                rows.extend(page);
-                match end {
-                    Some(end) => after = Some(end),
-                    None => break,
-                }
-            }
-        }
-        let seed = self.bench.options.row_seed;
-        assert_eq!(sums.leaves, Leaves::of(&rows, bucket_count, seed));
         let is_live = |record: &&Record| {
             record.value().is_some() && record.expires_at_ms.is_none_or(|at| at > DEAD_BY_MS)
         };
@@ -156,5 +150,28 @@ impl Life {
                 Err(error) => panic!("seed {}: {error}", self.seed),
             }
         }
+    }
+
+    /// The rows of a range, a few at a time and bucket by bucket.
+    fn rows_of(
+        &mut self,
+        reader: &StoreReader,
+        place: PartitionId,
+        range: &SettledRange,
+    ) -> Vec<IndexRow> {
+        let mut rows = Vec::new();
+        for bucket in 0..self.bench.options.bucket_count {
+            let mut of = range.of.clone();
+            loop {
+                let page = reader.settled_rows(place, &of, &[bucket], 3).unwrap();
+                let (page, next) = page.expect("nothing has been settled since");
+                rows.extend(page);
+                match next {
+                    Some(next) => of.after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        rows
     }
 }
