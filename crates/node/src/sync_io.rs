@@ -72,15 +72,15 @@ pub enum SyncQuery {
         /// Their places in it.
         nodes: Vec<u32>,
     },
-    /// Rows of one bucket, those up to and including `after` left out.
+    /// Rows of some buckets.
     Rows {
         /// The partition.
         partition: PartitionId,
         /// The epoch.
         epoch: Epoch,
-        /// The bucket.
-        bucket: u16,
-        /// Only keys after this one.
+        /// The buckets, growing.
+        buckets: Vec<u16>,
+        /// Of the first bucket only keys after this one.
         after: Option<Bytes>,
     },
     /// The current records of these keys.
@@ -146,9 +146,9 @@ pub enum SyncAnswer {
     Hashes(Option<Vec<u128>>),
     /// To `Rows`.
     Rows {
-        /// In key order.
+        /// Bucket by bucket, in each in key order.
         rows: Vec<IndexRow>,
-        /// Whether keys may follow.
+        /// Whether some may follow.
         more: bool,
     },
     /// To `Records`.
@@ -218,15 +218,20 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
         SyncQuery::Rows {
             partition,
             epoch,
-            bucket,
+            buckets,
             after,
         } => {
-            let range = RowRange::Bucket(*partition, *bucket);
+            let range = match buckets.as_slice() {
+                [bucket] => RowRange::Bucket(*partition, *bucket),
+                _ => RowRange::Partition(*partition),
+            };
             let mut rows = reader.index_rows(*epoch, range)?;
-            if let Some(after) = after {
-                let skipped = rows.partition_point(|row| row.key <= *after);
-                rows.drain(..skipped);
-            }
+            let is_asked_for = |row: &IndexRow| {
+                let at = buckets.binary_search(&row.bucket);
+                let is_told = |after: &Bytes| at == Ok(0) && row.key <= *after;
+                at.is_ok() && !after.as_ref().is_some_and(is_told)
+            };
+            rows.retain(is_asked_for);
             let more = rows.len() > ROWS_MAX;
             rows.truncate(ROWS_MAX);
             SyncAnswer::Rows { rows, more }

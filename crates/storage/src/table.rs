@@ -112,6 +112,8 @@ struct Aside {
     written: Written,
     /// The next older one of the same key.
     previous: u32,
+    /// The next older one of the same partition.
+    previous_here: u32,
 }
 
 /// The records of one segment.
@@ -125,6 +127,8 @@ pub(crate) struct Table {
     /// Rows of versions that are not current here: replaced by one of another epoch, or beaten before
     /// they came.
     aside: Vec<Aside>,
+    /// The newest in `aside` of each partition.
+    newest_aside: Vec<u32>,
     /// The newest in `aside` of each key.
     aside_by_key: HashMap<Bytes, u32, KeyHashing>,
     bytes: usize,
@@ -138,6 +142,7 @@ impl Table {
             entries: Vec::new(),
             newest: vec![NONE; usize::from(partition_count)],
             aside: Vec::new(),
+            newest_aside: vec![NONE; usize::from(partition_count)],
             aside_by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             bytes: 0,
         }
@@ -159,11 +164,7 @@ impl Table {
 
     /// Whether anything of a partition is here.
     pub(crate) fn holds(&self, partition: PartitionId) -> bool {
-        self.partition(partition).next().is_some()
-            || self
-                .aside
-                .iter()
-                .any(|row| row.written.partition == partition)
+        self.partition(partition).next().is_some() || self.aside_of(partition).next().is_some()
     }
 
     /// Bytes of all records put in, replaced ones included, as their memory is shared.
@@ -208,9 +209,12 @@ impl Table {
     fn keep_aside(&mut self, written: Written) {
         let index = self.aside.len() as u32;
         let previous = self.aside_by_key.insert(written.key.clone(), index);
+        let head = &mut self.newest_aside[usize::from(written.partition.0)];
+        let previous_here = std::mem::replace(head, index);
         self.aside.push(Aside {
             written,
             previous: previous.unwrap_or(NONE),
+            previous_here,
         });
     }
 
@@ -256,6 +260,17 @@ impl Table {
         })
     }
 
+    /// The rows of a partition that were put aside, in no useful order.
+    fn aside_of(&self, partition: PartitionId) -> impl Iterator<Item = &Written> {
+        let newest = self.newest_aside.get(usize::from(partition.0));
+        let mut next = newest.copied().unwrap_or(NONE);
+        std::iter::from_fn(move || {
+            let aside = self.aside.get(next as usize)?;
+            next = aside.previous_here;
+            Some(&aside.written)
+        })
+    }
+
     /// The first `limit` entries of a partition behind the key `after`, in no useful order, and
     /// whether there are more. Copies no record.
     pub(crate) fn first(
@@ -290,7 +305,10 @@ impl Table {
         let current = current.map(|entry| entry.written().rank());
         let mut greatest = current.transpose()?;
         let mut next = self.aside_by_key.get(key).copied().unwrap_or(NONE);
-        while let Some(Aside { written, previous }) = self.aside.get(next as usize) {
+        while let Some(Aside {
+            written, previous, ..
+        }) = self.aside.get(next as usize)
+        {
             if written.epoch == epoch {
                 greatest = greatest.max(Some(written.rank()?));
             }
@@ -313,10 +331,12 @@ impl Table {
         let current = all.into_iter().flatten().chain(one.into_iter().flatten());
         let is_of = move |of: Epoch| epoch.is_none_or(|epoch| epoch == of);
         let current = current.filter(move |entry| !entry.gone && is_of(entry.epoch));
-        let aside = self.aside.iter().map(|aside| &aside.written);
-        let aside = aside.filter(move |written| {
-            partition.is_none_or(|p| p == written.partition) && is_of(written.epoch)
-        });
+        let (all, one) = match partition {
+            None => (Some(self.aside.iter().map(|aside| &aside.written)), None),
+            Some(partition) => (None, Some(self.aside_of(partition))),
+        };
+        let aside = all.into_iter().flatten().chain(one.into_iter().flatten());
+        let aside = aside.filter(move |written| is_of(written.epoch));
         current.map(Entry::written).chain(aside.cloned())
     }
 

@@ -121,7 +121,7 @@ pub struct HashesReply {
     pub hashes: Bytes,
 }
 
-/// Index rows of one bucket.
+/// Index rows of some buckets.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Rows {
     /// The asker's number.
@@ -133,10 +133,10 @@ pub struct Rows {
     /// The epoch.
     #[prost(uint64, tag = "3")]
     pub epoch: u64,
-    /// The bucket: a leaf of the tree.
-    #[prost(uint32, tag = "4")]
-    pub bucket: u32,
-    /// Only keys after this one.
+    /// The buckets: leaves of the tree, growing.
+    #[prost(uint32, repeated, tag = "4")]
+    pub buckets: Vec<u32>,
+    /// Of the first bucket only keys after this one.
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub after: Option<Bytes>,
 }
@@ -150,10 +150,10 @@ pub struct RowsReply {
     /// A status.
     #[prost(enumeration = "super::Status", tag = "2")]
     pub status: i32,
-    /// Rows in key order.
+    /// Rows bucket by bucket, in each in key order.
     #[prost(message, repeated, tag = "3")]
     pub rows: Vec<Row>,
-    /// Whether keys may follow after the last one.
+    /// Whether rows may follow after the last one.
     #[prost(bool, tag = "4")]
     pub more: bool,
 }
@@ -176,6 +176,9 @@ pub struct Row {
     /// Value or tombstone, as in the record's binary form.
     #[prost(uint32, tag = "5")]
     pub kind: u32,
+    /// Its bucket, where rows of several were asked for.
+    #[prost(uint32, tag = "6")]
+    pub bucket: u32,
 }
 
 /// The current records of these keys.
@@ -341,6 +344,7 @@ pub(super) mod tests {
                     node,
                     digest,
                     kind: 1,
+                    bucket: hlc as u32,
                 }
             });
         prop_oneof![

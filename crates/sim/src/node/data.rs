@@ -505,8 +505,8 @@ fn sync_words(message: &Message) -> String {
         ),
         Message::HashesReply(reply) => format!("{} hashes", reply.hashes.len() / 16),
         Message::Rows(rows) => format!(
-            "rows of partition {}, epoch {}, bucket {}",
-            rows.partition, rows.epoch, rows.bucket
+            "rows of partition {}, epoch {}, buckets {:?}",
+            rows.partition, rows.epoch, rows.buckets
         ),
         Message::RowsReply(reply) => format!("{} rows", reply.rows.len()),
         Message::Fetch(fetch) => format!("records of {} keys", fetch.keys.len()),

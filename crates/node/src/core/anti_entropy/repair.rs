@@ -2,7 +2,7 @@
 //!
 //! 1. The **walk** asks for hashes of the other's tree, level by level, until the buckets that differ are
 //!    known.
-//! 2. Of each such bucket the other's **rows** are read, page by page, and held against one's own.
+//! 2. Of these buckets the other's **rows** are read, page by page, and held against one's own.
 //! 3. For rows that are missing here, or lower, the other's *current* **records** are fetched and merged: each is
 //!    the row's version or a newer one, which supersedes it.
 //! 4. Where it was a newer one of another epoch, the **row alone** is kept, because superseded counts as
@@ -46,10 +46,10 @@ pub(in super::super) struct RepairOp {
     partition: PartitionId,
     epoch: Epoch,
     step: Step,
-    /// Buckets that differ and were not read yet.
+    /// Buckets that differ and were not read to the end yet, growing.
     buckets: Vec<u16>,
-    /// The bucket that is being read, and up to which key.
-    at: Option<(u16, Option<Bytes>)>,
+    /// Up to which key the first of them has been read.
+    after: Option<Bytes>,
     /// The other's rows that are missing here, by key, until their records are here.
     missing: BTreeMap<Bytes, IndexRow>,
     /// Those whose records were fetched; which of them need the row alone is known when they are merged.
@@ -89,7 +89,7 @@ impl Core {
                 epoch,
                 step: Step::OwnTree,
                 buckets: Vec::new(),
-                at: None,
+                after: None,
                 missing: BTreeMap::new(),
                 fetched: Vec::new(),
                 merges_left: 0,
@@ -209,7 +209,7 @@ impl Core {
     fn go_on(&mut self, now: Now, id: u64) {
         let Some(op) = self.repair(id) else { return };
         let has_room = op.missing.len() < FETCH_KEYS_MAX;
-        let Some((bucket, after)) = op.next_page().filter(|_| has_room) else {
+        if op.buckets.is_empty() || !has_room {
             if op.missing.is_empty() {
                 return self.end_repair(now, id);
             }
@@ -217,36 +217,41 @@ impl Core {
             let keys = op.missing.keys().take(FETCH_KEYS_MAX).cloned().collect();
             let message = Message::Fetch(Fetch { id, keys });
             return self.ask_member(now, id, &message);
-        };
+        }
         op.step = Step::TheirRows;
         let message = Message::Rows(Rows {
             id,
             partition: u32::from(op.partition.0),
             epoch: op.epoch.0,
-            bucket: u32::from(bucket),
-            after,
+            buckets: op.buckets.iter().map(|bucket| u32::from(*bucket)).collect(),
+            after: op.after.clone(),
         });
         self.ask_member(now, id, &message);
     }
 
     pub(in super::super) fn on_rows_reply(&mut self, now: Now, id: u64, reply: RowsReply) {
         let Some(op) = self.repair(id) else { return };
-        let (Step::TheirRows, Some((bucket, after))) = (&op.step, op.at.clone()) else {
+        if !matches!(op.step, Step::TheirRows) {
             return;
-        };
+        }
         let partition = op.partition;
-        let row = |row: Row| row_of(partition, bucket, row);
         let count = reply.rows.len();
-        let rows: Vec<IndexRow> = reply.rows.into_iter().filter_map(row).collect();
-        if reply.status != Status::Ok as i32 || rows.len() != count {
+        let rows = reply.rows.into_iter();
+        let rows: Vec<IndexRow> = rows.filter_map(|row| row_of(partition, row)).collect();
+        let is_asked_for = |row: &IndexRow| op.buckets.binary_search(&row.bucket).is_ok();
+        let is_sound = rows.len() == count
+            && rows.iter().all(is_asked_for)
+            && rows.is_sorted_by_key(|row| (row.bucket, row.key.clone()))
+            && (count > 0 || !reply.more);
+        if reply.status != Status::Ok as i32 || !is_sound {
             return self.on_repair_failed(now, id);
         }
         op.step = Step::OwnRows(rows, reply.more);
         let query = SyncQuery::Rows {
             partition,
             epoch: op.epoch,
-            bucket,
-            after,
+            buckets: op.buckets.clone(),
+            after: op.after.clone(),
         };
         self.sync.stats.rows += count as u64;
         self.ask_own_store(id, query);
@@ -325,28 +330,27 @@ impl Core {
 }
 
 impl RepairOp {
-    /// The next page of rows to read: bucket and the key before it.
-    fn next_page(&mut self) -> Option<(u16, Option<Bytes>)> {
-        if self.at.is_none() {
-            self.at = self.buckets.pop().map(|bucket| (bucket, None));
-        }
-        self.at.clone()
-    }
-
     /// Holds a page of the other's rows against one's own.
     fn take_rows(&mut self, theirs: Vec<IndexRow>, mine: &[IndexRow], more: bool) {
-        let last = theirs.last().map(|row| row.key.clone());
+        let last = theirs.last().map(|row| (row.bucket, row.key.clone()));
         for row in theirs {
-            let known = mine.binary_search_by(|mine| mine.key.cmp(&row.key));
+            let place = |mine: &IndexRow| (mine.bucket, &mine.key).cmp(&(row.bucket, &row.key));
+            let known = mine.binary_search_by(place);
             let is_here = known.is_ok_and(|at| rank(&mine[at]) >= rank(&row));
             if !is_here {
                 self.missing.insert(row.key.clone(), row);
             }
         }
-        self.at = match (self.at.take(), last) {
-            (Some((bucket, _)), Some(last)) if more => Some((bucket, Some(last))),
-            _ => None,
-        };
+        match last.filter(|_| more) {
+            Some((bucket, key)) => {
+                self.buckets.retain(|left| *left >= bucket);
+                self.after = Some(key);
+            }
+            None => {
+                self.buckets.clear();
+                self.after = None;
+            }
+        }
     }
 }
 
@@ -355,11 +359,11 @@ pub(super) fn rank(row: &IndexRow) -> (Version, Kind, Digest) {
     (row.version, row.kind, row.digest)
 }
 
-pub(super) fn row_of(partition: PartitionId, bucket: u16, row: Row) -> Option<IndexRow> {
+pub(super) fn row_of(partition: PartitionId, row: Row) -> Option<IndexRow> {
     let kind = u8::try_from(row.kind).ok()?;
     Some(IndexRow {
         partition,
-        bucket,
+        bucket: u16::try_from(row.bucket).ok()?,
         version: Version {
             hlc: Hlc(row.hlc),
             node: NodeId(row.node),

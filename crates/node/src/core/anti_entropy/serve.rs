@@ -44,11 +44,16 @@ impl Core {
                 (hashes.id, Some(query))
             }
             Message::Rows(rows) => {
-                let bucket = u16::try_from(rows.bucket).ok();
-                let query = bucket.map(|bucket| SyncQuery::Rows {
+                let buckets = rows
+                    .buckets
+                    .iter()
+                    .map(|bucket| u16::try_from(*bucket).ok());
+                let buckets: Option<Vec<u16>> = buckets.collect();
+                let buckets = buckets.filter(|buckets| buckets.is_sorted());
+                let query = buckets.map(|buckets| SyncQuery::Rows {
                     partition: partition(rows.partition),
                     epoch: Epoch(rows.epoch),
-                    bucket,
+                    buckets,
                     after: rows.after.clone(),
                 });
                 (rows.id, query)
@@ -291,6 +296,7 @@ fn row_to_wire(row: IndexRow) -> Row {
         node: row.version.node.0,
         digest: hash_bytes(row.digest.0),
         kind: row.kind as u32,
+        bucket: u32::from(row.bucket),
         key: row.key,
     }
 }

@@ -213,7 +213,7 @@ impl Core {
         let Some(op) = self.scrub_op(id) else { return };
         let partition = op.partition;
         let rows = reply.rows.iter().cloned();
-        let rows: Option<Vec<IndexRow>> = rows.map(|row| row_of(partition, 0, row)).collect();
+        let rows: Option<Vec<IndexRow>> = rows.map(|row| row_of(partition, row)).collect();
         let (Some(rows), Some(difference)) = (rows, &mut op.difference) else {
             return self.on_scrub_failed(now, id);
         };
