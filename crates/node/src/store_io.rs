@@ -46,6 +46,9 @@ pub const HINT_BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Rows of settled epochs that one step of collection looks at, at most.
 const COLLECT_ROWS_MAX: usize = 2_048;
 
+/// The same in a turn that merges records, whose senders wait for the next turn.
+const COLLECT_ROWS_BETWEEN_MERGES_MAX: usize = 256;
+
 /// Who waits for an answer of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
@@ -355,6 +358,10 @@ impl StoreIo {
             std::mem::take(&mut batch.tickets),
             std::mem::take(&mut batch.merges),
         );
+        let collect_rows_max = match merges.is_empty() {
+            true => COLLECT_ROWS_MAX,
+            false => COLLECT_ROWS_BETWEEN_MERGES_MAX,
+        };
         self.merge(tickets, &merges, &mut done);
         if let Some(floors) = batch.floors.take() {
             self.floors = floors;
@@ -364,7 +371,7 @@ impl StoreIo {
                 self.note_failure(error, &mut done);
             }
         }
-        if let Err(error) = self.tidy(&mut done) {
+        if let Err(error) = self.tidy(collect_rows_max, &mut done) {
             self.note_failure(error, &mut done);
         }
         let ledger = self.store.reader().ledger();
@@ -510,7 +517,7 @@ impl StoreIo {
     }
 
     /// A bounded step of what goes on by itself: wiping, and collecting what is settled.
-    fn tidy(&mut self, done: &mut StoreDone) -> Result<(), StoreError> {
+    fn tidy(&mut self, rows_max: usize, done: &mut StoreDone) -> Result<(), StoreError> {
         if self.wants_wiping {
             self.wants_wiping = self.store.continue_wipe()? != WipeProgress::Done;
         }
@@ -532,7 +539,7 @@ impl StoreIo {
             .filter(is_behind)
             .map(|(partition, entry)| (partition, floors.floor(Epoch(entry.settled.0 + 1))))
             .collect();
-        let step = self.store.collect_in(&behind, COLLECT_ROWS_MAX)?;
+        let step = self.store.collect_in(&behind, rows_max)?;
         done.collected += step.removed;
         if step.more {
             return Ok(());

@@ -41,12 +41,12 @@ mod shared;
 mod watermarks;
 mod wipe;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Body, Epoch, Record};
+use mds_types::{Body, Epoch, Hlc, PartitionId, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -145,6 +145,8 @@ pub struct Store {
     synced_at_ns: Option<u64>,
     /// How far collection has come in the epoch at hand, by partition.
     collecting: collect::Cursors,
+    /// Partitions in which a tombstone was too young to go, by the floor that it was held against.
+    held_back: BTreeMap<PartitionId, Hlc>,
 }
 
 impl Store {

@@ -35,6 +35,9 @@ use crate::epoch_index::IndexChange;
 use crate::ledger::has_passed;
 use crate::row::RowRange;
 
+/// Rows of one (partition, epoch) are read at once if they take about so many bytes in run files, or fewer.
+const READ_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
+
 /// How far collection has come in a partition: an epoch and the next bucket in it, and whether a tombstone
 /// was left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,6 +112,10 @@ impl Store {
         let mut reached = Vec::new();
         let mut walked = Ok(());
         for &(partition, floor) in partitions {
+            // What was too young for this floor still is.
+            if self.held_back.get(&partition) == Some(&floor) {
+                continue;
+            }
             let before = ledger.partition(partition).collected;
             let mut up_to = before;
             walked = self.walk(
@@ -156,16 +163,26 @@ impl Store {
                     done.more = true;
                     return Ok(());
                 }
-                let (rows, step) = self.collect_bucket(ledger, partition, cursor, floor)?;
+                let is_whole = cursor.bucket == 0 && self.is_short(cursor.epoch);
+                let range = match is_whole {
+                    true => RowRange::Partition(partition),
+                    false => RowRange::Bucket(partition, cursor.bucket),
+                };
+                let (rows, step) =
+                    self.collect_range(ledger, (partition, cursor.epoch), range, floor)?;
                 *rows_left = rows_left.saturating_sub(rows.max(1));
                 done.looked_at += rows.max(1) as u64;
                 done.removed += step.removed;
                 done.held_back += step.held_back;
                 cursor.held_back |= step.held_back > 0;
-                cursor.bucket += 1;
+                cursor.bucket = match is_whole {
+                    true => self.shared.options.bucket_count,
+                    false => cursor.bucket + 1,
+                };
             }
             self.collecting.remove(&partition);
             if cursor.held_back {
+                self.held_back.insert(partition, floor);
                 return Ok(());
             }
             *reached = cursor.epoch;
@@ -245,17 +262,27 @@ impl Store {
         }))
     }
 
-    /// Removes the tombstones of one bucket of an epoch that may go. Also returns the number of rows.
-    fn collect_bucket(
+    /// Whether a partition has so few rows of an epoch that they are better read at once than bucket by bucket,
+    /// each of which opens all its run files.
+    fn is_short(&self, epoch: Epoch) -> bool {
+        let runs = self.shared.runs.list().into_iter();
+        let bytes: u64 = runs
+            .filter(|run| run.epoch == epoch)
+            .map(|run| run.bytes)
+            .sum();
+        bytes / u64::from(self.shared.options.partition_count.max(1)) <= READ_AT_ONCE_BYTES_MAX
+    }
+
+    /// Removes the tombstones among some rows of an epoch that may go. Also returns the number of rows.
+    fn collect_range(
         &mut self,
         ledger: &Ledger,
-        partition: PartitionId,
-        cursor: Cursor,
+        (partition, epoch): (PartitionId, Epoch),
+        range: RowRange,
         floor: Hlc,
     ) -> Result<(usize, Collected), StoreError> {
-        let range = RowRange::Bucket(partition, cursor.bucket);
         let reader = self.reader();
-        let rows = reader.index_rows(cursor.epoch, range)?;
+        let rows = reader.index_rows(epoch, range)?;
         let mut may_go = Vec::new();
         let mut done = Collected::default();
         for row in rows.iter().filter(|row| row.kind == Kind::Tombstone) {

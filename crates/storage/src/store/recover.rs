@@ -17,7 +17,7 @@
 //! Anything else is [`StoreError::Corrupt`], and the store does not open: a node that has lost what
 //! it acknowledged must not answer as if it had not.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -89,6 +89,7 @@ pub(super) fn open(
         cut_pending: false,
         synced_at_ns: None,
         collecting: Cursors::default(),
+        held_back: BTreeMap::new(),
     })
 }
 

@@ -104,6 +104,7 @@ impl Store {
         for &partition in &done {
             index.clear(partition, Epoch(u64::MAX));
             self.collecting.remove(&partition);
+            self.held_back.remove(&partition);
         }
         Ok(match done.len() < wiping.len() {
             true => WipeProgress::More,
