@@ -24,7 +24,9 @@ import argparse
 import json
 import os
 import random
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,7 +72,7 @@ class Cluster:
             "peer-listen": self.address(9100, node),
             "seeds": ",".join(self.address(9100, other) for other in self.nodes() if other != node),
         }
-        command = [self.args.binary, "serve"]
+        command = [self.args.binary, "serve", *shlex.split(self.args.serve)]
         for name, value in flags.items():
             command += [f"--{name}", str(value)]
         with open(os.path.join(home, "node.log"), "ab") as log:
@@ -180,7 +182,7 @@ def wait_until_calm(cluster):
     print(f"  calm after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def window(cluster, client, keys, writes, chosen):
+def window(cluster, client, keys, writes, chosen, is_long):
     """Measures a window of whole intervals, each with so many writes at its beginning."""
     interval_s = cluster.args.interval_ms / 1000
     intervals = -(-cluster.args.seconds // max(1, int(interval_s)))
@@ -192,7 +194,7 @@ def window(cluster, client, keys, writes, chosen):
         time.sleep(max(0, until - time.monotonic()))
 
     # What was written two epochs ago is verified now: the first ones are not measured.
-    for _ in range(3 if writes else 1):
+    for _ in range(3 if writes and not is_long else 1):
         interval()
     metrics, net = cluster.metrics()[0], loopback()
     cpu, began = [cpu_s(pid) for pid in cluster.pids], time.monotonic()
@@ -229,7 +231,7 @@ def print_window(cluster, name, got):
 
 def disk_bytes(directory):
     files = (os.path.join(top, name) for top, _, names in os.walk(directory) for name in names)
-    return sum(os.path.getsize(file) for file in files)
+    return sum(os.stat(file).st_blocks * 512 for file in files)
 
 
 def measure(args, keys, directory):
@@ -244,7 +246,7 @@ def measure(args, keys, directory):
             wait_until_calm(cluster)
             chosen = random.Random(7)
             for writes in args.writes:
-                results[what, writes] = got = window(cluster, client, keys, writes, chosen)
+                results[what, writes] = got = window(cluster, client, keys, writes, chosen, what == "long")
                 print_window(cluster, f"epochs of {interval_ms / 1000:g} s, {writes} writes in "
                              f"{args.interval_ms / 1000:g} s", got)
         finally:
@@ -291,9 +293,12 @@ def main():
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--partitions", type=int, default=256)
     parser.add_argument("--port-offset", type=int, default=2000)
+    parser.add_argument("--serve", default="", help="further flags of the nodes, as one text")
     parser.add_argument("--binary", default="target/release/mydatastore")
     parser.add_argument("--keep", action="store_true", help="keep the data directories")
     args = parser.parse_args()
+    # So that nodes do not outlive the bench.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", flush=True)
     rows = []
     for keys in args.keys:
