@@ -230,7 +230,9 @@ fn placement(is_large: bool) {
         for partition_count in [256, 1_024, 4_096, 16_384] {
             let pairs = nodes * u64::from(partition_count);
             if pairs > 2_000_000 && !is_large {
-                println!("placement of {nodes} nodes, {partition_count} partitions: left out, see `large`");
+                println!(
+                    "placement of {nodes} nodes, {partition_count} partitions: left out, see `large`"
+                );
                 continue;
             }
             let config = ClusterConfig {

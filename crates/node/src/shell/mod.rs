@@ -146,6 +146,7 @@ impl Node {
             )
         })?;
         let incarnation = opened.directory.identity().incarnation;
+        let timer_grid_ns = control_loop::timer_grid_ns(&config.control);
         let control = Control::open(
             opened.disk.clone(),
             opened.directory,
@@ -215,6 +216,7 @@ impl Node {
             view: view_tx,
             fatal: fatal_tx,
             hello,
+            timer_grid_ns,
             stop: stopped,
         };
         let data = spawn_loop("mds-data", move || data_loop::run(data_parts))?;

@@ -164,7 +164,8 @@ impl Store {
                 let left = self.shared.options.bucket_count - cursor.bucket;
                 let last = cursor.bucket + count.min(left) - 1;
                 let range = RowRange::Buckets(partition, cursor.bucket, last);
-                let (rows, step) = self.collect_range(ledger, partition, cursor.epoch, range, floor)?;
+                let (rows, step) =
+                    self.collect_range(ledger, partition, cursor.epoch, range, floor)?;
                 *rows_left = rows_left.saturating_sub(rows.max(1));
                 done.removed += step.removed;
                 done.held_back += step.held_back;
