@@ -143,6 +143,8 @@ pub enum RowRange {
     Partition(PartitionId),
     /// Those of one bucket of a partition.
     Bucket(PartitionId, u16),
+    /// Those of some buckets of a partition, from the first to the last, both included.
+    Buckets(PartitionId, u16, u16),
 }
 
 impl RowRange {
@@ -152,21 +154,28 @@ impl RowRange {
             RowRange::All => ((PartitionId(0), 0), (PartitionId(u16::MAX), u16::MAX)),
             RowRange::Partition(partition) => ((partition, 0), (partition, u16::MAX)),
             RowRange::Bucket(partition, bucket) => ((partition, bucket), (partition, bucket)),
+            RowRange::Buckets(partition, first, last) => ((partition, first), (partition, last)),
         }
     }
 
     pub(crate) fn partition(self) -> Option<PartitionId> {
         match self {
             RowRange::All => None,
-            RowRange::Partition(partition) | RowRange::Bucket(partition, _) => Some(partition),
+            RowRange::Partition(partition)
+            | RowRange::Bucket(partition, _)
+            | RowRange::Buckets(partition, ..) => Some(partition),
         }
     }
 
-    pub(crate) fn bucket(self) -> Option<u16> {
-        match self {
-            RowRange::All | RowRange::Partition(_) => None,
-            RowRange::Bucket(_, bucket) => Some(bucket),
-        }
+    /// Whether all buckets of its partitions are in it.
+    pub(crate) fn has_all_buckets(self) -> bool {
+        matches!(self, RowRange::All | RowRange::Partition(_))
+    }
+
+    /// Whether a bucket is in it, of the partition that it is about.
+    pub(crate) fn has_bucket(self, bucket: u16) -> bool {
+        let ((_, first), (_, last)) = self.bounds();
+        self.has_all_buckets() || (first..=last).contains(&bucket)
     }
 
     pub(crate) fn contains(self, row: &IndexRow) -> bool {

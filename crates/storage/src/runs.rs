@@ -147,6 +147,13 @@ impl Runs {
         self.list.lock().values().copied().collect()
     }
 
+    /// Bytes of an epoch's run files.
+    pub(crate) fn epoch_bytes(&self, epoch: Epoch) -> u64 {
+        let list = self.list.lock();
+        let infos = list.range((epoch, 0)..=(epoch, u64::MAX));
+        infos.map(|(_, info)| info.bytes).sum()
+    }
+
     /// Writes a flushed segment's rows, durably: when this returns, the segment is committed. Run
     /// files that an earlier attempt left are replaced. The caller has ingested the segment.
     pub(crate) fn write_segment(

@@ -153,7 +153,7 @@ impl Control {
             cluster: ClusterId(self.rng.next_u128().max(1)),
             config,
             founder: self.me,
-            voters: choose_voters(&[], &zones, voters_wanted(members.len())),
+            voters: first_voters(self.me, &zones),
             members,
         };
         if let Err(error) = self.take_up(plan) {
@@ -307,6 +307,17 @@ impl Control {
             ));
         }
     }
+}
+
+/// Who votes first, sorted. The founder is one of them: Raft takes its first configuration from a voter only.
+fn first_voters(founder: NodeId, members: &[(NodeId, &str)]) -> Vec<NodeId> {
+    let (own, others): (Vec<_>, Vec<_>) = members.iter().partition(|(node, _)| *node == founder);
+    let zones: Vec<&str> = own.iter().map(|(_, zone)| *zone).collect();
+    let missing = voters_wanted(members.len()).saturating_sub(own.len());
+    let mut voters = choose_voters(&zones, &others, missing);
+    voters.extend(own.iter().map(|(node, _)| *node));
+    voters.sort_unstable();
+    voters
 }
 
 fn started(state: &crate::state::ClusterState, node: NodeId) -> bool {

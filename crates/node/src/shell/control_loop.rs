@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use mds_cluster::control::ControlConfig;
 use mds_cluster::{AdminError, AdminReply, AdminRequest, ClusterView, Control, Standing};
 use mds_types::NodeId;
 use tokio::io::AsyncWriteExt;
@@ -63,7 +64,28 @@ pub(super) struct ControlLoopParts {
     pub(super) hello: transport::HelloMaker,
     /// What the data thread has to report to those that lead a change of the ring.
     pub(super) reports: watch::Receiver<Option<RingReport>>,
+    /// Timers fire together, on a grid of this.
+    pub(super) timer_grid_ns: u64,
     pub(super) stop: watch::Receiver<bool>,
+}
+
+/// On which grid timers fire. Raft alone looks at its clocks five times a heartbeat, gossip and the control part have
+/// clocks of their own, and on an idle node waking up for each of them costs more than all that is done then. So
+/// those that are close to each other are served by one turn, later by less than half a heartbeat, or a quarter of a
+/// probe if that is less: a heartbeat and a half apart is well below a third of the time that elections wait.
+pub(super) fn timer_grid_ns(config: &ControlConfig) -> u64 {
+    let grid_ms = (config.raft.heartbeat_ms / 2).min(config.gossip.probe_ms / 4);
+    grid_ms.max(1).saturating_mul(1_000_000)
+}
+
+/// When to wake up for a timer: at its time if that has come, else at the next line of the grid.
+fn on_grid(deadline_ns: u64, now_ns: u64, grid_ns: u64) -> u64 {
+    match deadline_ns <= now_ns {
+        true => deadline_ns,
+        false => deadline_ns
+            .checked_next_multiple_of(grid_ns)
+            .unwrap_or(u64::MAX),
+    }
 }
 
 /// Runs the control thread until it is told to stop.
@@ -90,6 +112,7 @@ pub(super) async fn run(parts: ControlLoopParts) -> std::io::Result<()> {
         view: parts.view,
         fatal: parts.fatal,
         hello: parts.hello,
+        timer_grid_ns: parts.timer_grid_ns,
     };
     control_loop
         .run(udp, inbox, parts.admin, parts.reports, parts.stop)
@@ -106,6 +129,7 @@ struct ControlLoop {
     view: watch::Sender<Arc<ClusterView>>,
     fatal: watch::Sender<Option<String>>,
     hello: transport::HelloMaker,
+    timer_grid_ns: u64,
 }
 
 impl ControlLoop {
@@ -129,6 +153,7 @@ impl ControlLoop {
                 return;
             }
             let deadline_ns = self.control.next_deadline().unwrap_or(u64::MAX);
+            let deadline_ns = on_grid(deadline_ns, clock::now().mono_ns, self.timer_grid_ns);
             let at = tokio::time::Instant::from_std(clock::instant_at(deadline_ns));
             // No order among them: a flood of one kind must not starve the others.
             tokio::select! {
@@ -372,5 +397,19 @@ async fn receive_task(
             }
             Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::on_grid;
+
+    #[test]
+    fn timers_close_to_each_other_fire_together_and_none_too_early() {
+        assert_eq!(on_grid(101, 100, 50), on_grid(149, 100, 50));
+        assert_eq!(on_grid(150, 100, 50), 150);
+        assert_eq!(on_grid(151, 100, 50), 200);
+        assert_eq!(on_grid(101, 101, 50), 101, "what is due is not put off");
+        assert_eq!(on_grid(u64::MAX, 100, 50), u64::MAX);
     }
 }

@@ -147,6 +147,7 @@ impl Node {
         })?;
         let incarnation = opened.directory.identity().incarnation;
         let cluster = opened.directory.identity().cluster;
+        let timer_grid_ns = control_loop::timer_grid_ns(&config.control);
         let control = Control::open(
             opened.disk.clone(),
             opened.directory,
@@ -216,6 +217,7 @@ impl Node {
             view: view_tx,
             fatal: fatal_tx,
             hello,
+            timer_grid_ns,
             stop: stopped,
         };
         let data = spawn_loop("mds-data", move || data_loop::run(data_parts))?;

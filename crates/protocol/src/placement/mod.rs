@@ -145,8 +145,8 @@ impl Placement {
     /// Computes the placement. `config` is expected to be valid; a topology without members of
     /// weight above zero gives empty replica sets.
     ///
-    /// Takes 0.2 ms for 3 members and 256 partitions, 16 ms for 50 and 1024, and ten seconds at the
-    /// limits of both. Compute it once per topology version.
+    /// Takes 0.2 ms for 3 members and 256 partitions, 8 ms for 100 and 1024, and more than a second for 1000 and
+    /// 16384 (`docs/scale.md`). Compute it once per topology version.
     pub fn compute(topology: &Topology, config: &ClusterConfig) -> Placement {
         let ring = Ring::new(topology, config);
         let shares = fair::shares(&ring);

@@ -17,7 +17,10 @@
 //! never sees the removal without what came before it, nor an older value after it.
 //!
 //! **What is collected is found by the index**: the rows of the epochs between the partition's `collected` and
-//! `settled`, bucket by bucket, in bounded steps. `collected` rises, durably and after the removals, over
+//! `settled`, some buckets after others, in bounded steps. To read even one bucket means to open the epoch's run files
+//! and to decode a block of each, so as many buckets are read at once as [`READ_BYTES_MAX`] allows: of an epoch with
+//! few writes all of a partition's, or the collection of an epoch would cost thousands of reads for a handful of
+//! rows. `collected` rises, durably and after the removals, over
 //! epochs of which nothing dead is left. A tombstone above the floor holds it back: the epoch is walked again
 //! when the watermark, and with it the floor, has risen. A crash begins the epoch anew.
 
@@ -35,8 +38,8 @@ use crate::epoch_index::IndexChange;
 use crate::ledger::has_passed;
 use crate::row::RowRange;
 
-/// Rows of one (partition, epoch) are read at once if they take about so many bytes in run files, or fewer.
-const READ_AT_ONCE_BYTES_MAX: u64 = 256 * 1024;
+/// Of an epoch's rows, so many bytes at most are read at once; one bucket of a partition always.
+const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// How far collection has come in a partition: an epoch and the next bucket in it, and whether a tombstone
 /// was left behind.
@@ -163,22 +166,18 @@ impl Store {
                     done.more = true;
                     return Ok(());
                 }
-                let is_whole = cursor.bucket == 0 && self.is_short(cursor.epoch);
-                let range = match is_whole {
-                    true => RowRange::Partition(partition),
-                    false => RowRange::Bucket(partition, cursor.bucket),
-                };
+                let count = self.buckets_at_once(cursor.epoch);
+                let left = self.shared.options.bucket_count - cursor.bucket;
+                let last = cursor.bucket + count.min(left) - 1;
+                let range = RowRange::Buckets(partition, cursor.bucket, last);
                 let (rows, step) =
-                    self.collect_range(ledger, (partition, cursor.epoch), range, floor)?;
+                    self.collect_range(ledger, partition, cursor.epoch, range, floor)?;
                 *rows_left = rows_left.saturating_sub(rows.max(1));
                 done.looked_at += rows.max(1) as u64;
                 done.removed += step.removed;
                 done.held_back += step.held_back;
                 cursor.held_back |= step.held_back > 0;
-                cursor.bucket = match is_whole {
-                    true => self.shared.options.bucket_count,
-                    false => cursor.bucket + 1,
-                };
+                cursor.bucket = last + 1;
             }
             self.collecting.remove(&partition);
             if cursor.held_back {
@@ -262,22 +261,21 @@ impl Store {
         }))
     }
 
-    /// Whether a partition has so few rows of an epoch that they are better read at once than bucket by bucket,
-    /// each of which opens all its run files.
-    fn is_short(&self, epoch: Epoch) -> bool {
-        let runs = self.shared.runs.list().into_iter();
-        let bytes: u64 = runs
-            .filter(|run| run.epoch == epoch)
-            .map(|run| run.bytes)
-            .sum();
-        bytes / u64::from(self.shared.options.partition_count.max(1)) <= READ_AT_ONCE_BYTES_MAX
+    /// How many buckets of a partition are read at once: keys are spread over the buckets evenly, so these have
+    /// their part of the epoch's rows at most, should all of them be of one partition.
+    fn buckets_at_once(&self, epoch: Epoch) -> u16 {
+        let bucket_count = self.shared.options.bucket_count;
+        let bytes = self.shared.runs.epoch_bytes(epoch).max(1);
+        let count = u64::from(bucket_count) * READ_BYTES_MAX / bytes;
+        count.clamp(1, u64::from(bucket_count)) as u16
     }
 
-    /// Removes the tombstones among some rows of an epoch that may go. Also returns the number of rows.
+    /// Removes the tombstones of some buckets of an epoch that may go. Also returns the number of rows.
     fn collect_range(
         &mut self,
         ledger: &Ledger,
-        (partition, epoch): (PartitionId, Epoch),
+        partition: PartitionId,
+        epoch: Epoch,
         range: RowRange,
         floor: Hlc,
     ) -> Result<(usize, Collected), StoreError> {

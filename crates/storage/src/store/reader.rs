@@ -78,8 +78,9 @@ impl StoreReader {
         // To make a row is to digest its value: only of those that are asked for.
         let is_wanted = |written: &Written| {
             let is_here = ledger.partition(written.partition).is_indexed();
-            let is_in = |bucket| bucket == bucket_of(written.key(), bucket_count);
-            is_here && range.bucket().is_none_or(is_in)
+            is_here
+                && (range.has_all_buckets()
+                    || range.has_bucket(bucket_of(written.key(), bucket_count)))
         };
         // Tables before run files, so that what is flushed in between is seen twice, not never.
         let (active, frozen) = self.tables_of(epoch, range.partition());

@@ -50,6 +50,20 @@ fn of_seven_nodes_five_vote_and_two_learn() {
 }
 
 #[test]
+fn whoever_founds_a_large_cluster_votes_in_it() {
+    for founder in 0..9 {
+        let mut world = World::new(30 + founder as u64, 9);
+        gather(&mut world);
+        world.init(founder, 9);
+        world.run_until(10 * SECOND, |world| {
+            world.standing_is(&Standing::Active, &[0, 1, 2, 3, 4, 5, 6, 7, 8]) && world.agree()
+        });
+        let voters = &world.view(founder).raft.voters;
+        assert!(voters.contains(&world.id(founder)), "{founder}: {voters:?}");
+    }
+}
+
+#[test]
 fn a_single_node_is_a_cluster_too() {
     let world = born(4, 1);
     assert_eq!(world.view(0).raft.voters.len(), 1);

@@ -169,6 +169,19 @@ fn a_collected_tombstone_never_uncovers_what_it_hid() {
 }
 
 #[test]
+fn an_epoch_with_few_rows_is_collected_in_one_step() {
+    let bench = bench();
+    let mut store = bench.open();
+    store.merge(&[tombstone("a", 110)]).unwrap();
+    flush(&mut store);
+    store.close_epochs(Epoch(1)).unwrap();
+    settle(&mut store, 1);
+    // Not in one for each bucket: each is a read of the run file.
+    let collected = store.collect(P, Hlc(150), 1).unwrap();
+    assert_eq!((collected.removed, collected.more), (1, false));
+}
+
+#[test]
 fn pages_pass_over_what_is_gone() {
     let bench = bench();
     let mut store = bench.open();
