@@ -112,6 +112,7 @@ fn messages() -> Outcome<()> {
         node: 7,
         digest: hash.clone(),
         kind: 1,
+        bucket: 1,
     });
     let rows = Message::RowsReply(RowsReply {
         id: 1 << 40,
