@@ -17,7 +17,7 @@ use mds_types::{Epoch, PartitionId, Record, Version};
 
 use super::Broken;
 
-const INVARIANT: &str = "what was collected stays gone";
+pub(super) const INVARIANT: &str = "what was collected stays gone";
 
 /// What has been collected.
 #[derive(Default)]

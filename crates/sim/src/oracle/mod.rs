@@ -41,14 +41,14 @@ mod tests_support;
 mod verified_under_one_version;
 mod versions_grow;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use mds_cluster::{AdminError, AdminReply, ClusterView};
 use mds_node::sync_io::RootOf;
 use mds_storage::store::{Ledger, PartitionState};
 use mds_types::slot::partition_of;
-use mds_types::{ClusterConfig, Epoch, NodeId, Record, TopologyVersion, Version};
+use mds_types::{ClusterConfig, Epoch, NodeId, Record, RingUse, TopologyVersion, Version};
 
 use crate::history::{Ending, History};
 use agreed_only_grows::AgreedOnlyGrows;
@@ -104,6 +104,8 @@ pub(crate) struct Watch {
     machines: StateMachineSafety,
     agreed: AgreedOnlyGrows,
     collected: CollectedStaysGone,
+    /// Who lives on each machine.
+    ids: BTreeMap<usize, NodeId>,
     floors: StampsAboveFloors,
     stages: StagesWait,
     promises: PromisesOnlyGrow,
@@ -125,6 +127,16 @@ impl Watch {
             .or_else(|| self.writes.visible(node, record))
             .or_else(|| self.collected.visible(node, record))
             .or_else(|| self.floors.visible(node, record))
+    }
+
+    /// Whether a machine's node is a replica of a key by the latest agreed rings. In doubt it is.
+    fn is_replica(&self, node: usize, key: &[u8]) -> bool {
+        let (Some(id), Some(newest)) = (self.ids.get(&node), self.rings.newest()) else {
+            return true;
+        };
+        let partition = partition_of(key, newest.rings.current.config.partition_count);
+        let mut replicas = newest.replicas(partition, RingUse::BOTH);
+        replicas.any(|(nodes, _)| nodes.contains(id))
     }
 
     /// Whether a replica has shown a version of a key, or a newer one. What was collected anywhere counts as shown.
@@ -249,6 +261,9 @@ impl Watch {
                 self.stages.shown(view)
             }
         };
+        if !is_copy {
+            self.ids.insert(node, view.me);
+        }
         self.cluster
             .shown(node, view)
             .or(stages)
@@ -320,7 +335,14 @@ impl Watch {
         self.note_collected_before(now_ns, node, records, ledger);
         let lost = self.versions.recovered(node, life, records);
         lost.into_iter()
-            .chain(records.iter().filter_map(|r| self.visible(node, r)))
+            .chain(records.iter().filter_map(|record| {
+                let broken = self.visible(node, record)?;
+                // Who is no replica any more keeps what it held until the ring is at rest, and is not asked. It may
+                // be behind what the replicas have collected since.
+                let is_left_over = broken.0 == collected_stays_gone::INVARIANT
+                    && !self.is_replica(node, &record.key);
+                (!is_left_over).then_some(broken)
+            }))
             .collect()
     }
 }
