@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! cargo test --release -p mydatastore --test deletes -- --ignored --nocapture
+//! MDS_EPOCH_INTERVAL_MS=10000 ...     epochs as long as a lab's
 //! ```
 
 // A test's helpers may fail like the test itself.
@@ -20,8 +21,10 @@ use std::time::Instant;
 use cluster::lab::Lab;
 use mds_storage::engine;
 
-/// Epochs of a second: two of them are soon over.
-const SHORT_EPOCHS: &[&str] = &["--epoch-interval-ms", "1000"];
+/// Epochs of a second, unless told otherwise: two of them are soon over.
+fn epoch_interval_ms() -> String {
+    std::env::var("MDS_EPOCH_INTERVAL_MS").unwrap_or_else(|_| "1000".to_owned())
+}
 
 /// Commands on their way at a time.
 const PIPELINED: usize = 200;
@@ -150,7 +153,8 @@ fn keys_in_engine(data: &Path, bytes: &[u8]) -> usize {
 }
 
 fn deletes_wait_for_the_replica_that_is_away_and_are_final(name: &str, count: usize) {
-    let lab = Lab::start_with(name, 20_800, SHORT_EPOCHS);
+    let interval_ms = epoch_interval_ms();
+    let lab = Lab::start_with(name, 20_800, &["--epoch-interval-ms", &interval_ms]);
     let data = |node: usize| lab.dir().join(format!("node-{node}")).join("data");
     write(lab.resp_port(1), GONE, count);
     write(lab.resp_port(2), KEPT, KEPT_COUNT);

@@ -17,13 +17,17 @@ use cluster::load::check_all;
 /// Pause between two writes of the load: it is to be there, not to be heavy.
 const WRITE_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long the load runs before the ring changes.
+const STEADY: Duration = Duration::from_secs(5);
+
 /// What a writer has seen.
 #[derive(Default)]
 struct Seen {
     acked: BTreeMap<String, String>,
     /// Requests that were refused, failed, or of unknown outcome, and reads of something else than what was written.
     failures: Vec<String>,
-    longest: Duration,
+    /// When each pair of requests began, and how long it took.
+    took: Vec<(Instant, Duration)>,
 }
 
 /// Writes unique values through one node, which stays, and reads back what it wrote before: R + W > N, so each
@@ -62,7 +66,7 @@ impl Writer {
                 if seen.acked.get(&earlier).is_some_and(|value| *value != read) {
                     seen.failures.push(format!("GET {earlier}: {read}"));
                 }
-                seen.longest = seen.longest.max(began.elapsed());
+                seen.took.push((began, began.elapsed()));
                 std::thread::sleep(WRITE_PAUSE);
             }
             seen
@@ -76,18 +80,40 @@ impl Writer {
     }
 }
 
-/// Ends the load: no request may have failed. What was acknowledged.
-fn finish(writers: impl IntoIterator<Item = Writer>) -> BTreeMap<String, String> {
+/// So many of a hundred are shorter.
+fn percentile_ms(took: &mut [Duration], percent: usize) -> f64 {
+    took.sort_unstable();
+    let at = took.len() * percent / 100;
+    took.get(at.min(took.len().saturating_sub(1)))
+        .map_or(0.0, |took| took.as_secs_f64() * 1e3)
+}
+
+/// Ends the load: no request may have failed. What was acknowledged. Says what the change, which began then, cost.
+fn finish(
+    writers: impl IntoIterator<Item = Writer>,
+    changing_since: Instant,
+) -> BTreeMap<String, String> {
     let mut acked = BTreeMap::new();
+    let (mut before, mut during) = (Vec::new(), Vec::new());
     for writer in writers {
         let seen = writer.finish();
         assert_eq!(seen.failures, [""; 0], "of {}", seen.acked.len());
-        println!(
-            "{} writes acknowledged and none failed, longest pair of requests {} ms",
-            seen.acked.len(),
-            seen.longest.as_millis()
-        );
+        println!("{} writes acknowledged and none failed", seen.acked.len());
+        for (began, took) in seen.took {
+            match began < changing_since {
+                true => before.push(took),
+                false => during.push(took),
+            }
+        }
         acked.extend(seen.acked);
+    }
+    for (name, took) in [("before", &mut before), ("during", &mut during)] {
+        println!(
+            "a write and a read {name} the change, ms: p50 {:.1}, p99 {:.1}, longest {:.1}",
+            percentile_ms(took, 50),
+            percentile_ms(took, 99),
+            percentile_ms(took, 100),
+        );
     }
     assert!(acked.len() > 100);
     acked
@@ -114,6 +140,9 @@ fn partitions_of(lab: &Lab, name: &str) -> u64 {
 fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     let lab = Lab::start("ring", 20_400);
     let writers = [Writer::start(&lab, 1), Writer::start(&lab, 3)];
+    // An epoch of an ordinary life, to compare with.
+    std::thread::sleep(STEADY);
+    let changing_since = Instant::now();
 
     let said = act(&lab, &["add-node"]);
     assert!(said.contains("node 4 has joined"), "{said}");
@@ -138,7 +167,7 @@ fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     assert_eq!(partitions_of(&lab, "node-4"), 0);
     assert_eq!(partitions_of(&lab, "node-5"), 256);
 
-    let acked = finish(writers);
+    let acked = finish(writers, changing_since);
     for node in [1, 3, 5] {
         check_all(&lab, node, &acked);
     }
@@ -158,6 +187,8 @@ fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
     let lab = Lab::start("replace", 20_600);
     // The third node coordinates nothing: what it would take along is not looked at.
     let writers = [Writer::start(&lab, 1), Writer::start(&lab, 2)];
+    std::thread::sleep(STEADY);
+    let changing_since = Instant::now();
     let dead = lab.status(3)["node"]["id"].as_str().unwrap().to_owned();
     lab.act("wipe-node", 3);
     lab.act("start-node", 3);
@@ -175,7 +206,7 @@ fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
     lab.wait_standing(3, "active");
     assert_eq!(partitions_of(&lab, "node-3"), 256);
 
-    let acked = finish(writers);
+    let acked = finish(writers, changing_since);
     for node in 1..=3 {
         check_all(&lab, node, &acked);
     }
