@@ -250,7 +250,7 @@ impl Machine {
         let incarnation = directory.identity().incarnation;
         let cluster = directory.identity().cluster;
         let mono_ns = self.clock.at(env.now_ns).mono_ns;
-        let config = self.control_config();
+        let config = self.control_config(env);
         let control =
             Control::open(disk.clone(), directory, boot, config, mono_ns).map_err(|e| text(&e))?;
         let store = match partitions {
@@ -283,7 +283,7 @@ impl Machine {
         })
     }
 
-    fn control_config(&mut self) -> ControlConfig {
+    fn control_config(&mut self, env: &Env) -> ControlConfig {
         let info = MemberInfo {
             name: format!("node-{}", self.node + 1),
             peer_addr: self.peer_addr(),
@@ -292,9 +292,14 @@ impl Machine {
             zone: String::new(),
             weight: 100,
         };
+        // Whoever sets an empty directory up says where the others live now.
+        let seeds = match self.origin {
+            Origin::Empty => env.machines.keys().cloned().collect(),
+            Origin::Itself | Origin::Copy => self.peers.clone(),
+        };
         ControlConfig {
             info,
-            seeds: self.peers.clone(),
+            seeds,
             raft: RaftTiming::default(),
             gossip: GossipTiming::default(),
             epoch_interval_ms: Some(self.epoch_interval_ms),
