@@ -221,10 +221,13 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
             buckets,
             after,
         } => {
-            let range = match buckets.as_slice() {
-                [bucket] => RowRange::Bucket(*partition, *bucket),
-                _ => RowRange::Partition(*partition),
+            let (Some(first), Some(last)) = (buckets.first(), buckets.last()) else {
+                return Ok(SyncAnswer::Rows {
+                    rows: Vec::new(),
+                    more: false,
+                });
             };
+            let range = RowRange::Buckets(*partition, *first, *last);
             let mut rows = reader.index_rows(*epoch, range)?;
             let is_asked_for = |row: &IndexRow| {
                 let at = buckets.binary_search(&row.bucket);

@@ -13,11 +13,10 @@
 
 mod cluster;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::Instant;
 
+use cluster::client::pipeline;
 use cluster::lab::Lab;
 use mds_storage::engine;
 
@@ -26,37 +25,12 @@ fn epoch_interval_ms() -> String {
     std::env::var("MDS_EPOCH_INTERVAL_MS").unwrap_or_else(|_| "1000".to_owned())
 }
 
-/// Commands on their way at a time.
-const PIPELINED: usize = 200;
-
 /// What the keys that are deleted begin with, and the keys that stay.
 const GONE: &str = "gone:";
 const KEPT: &str = "kept:";
 
 /// Keys that stay.
 const KEPT_COUNT: usize = 100;
-
-/// Sends a command for each number and checks that all answers are the same.
-fn pipeline(port: u16, words: impl Fn(usize) -> Vec<String>, count: usize, answer: &str) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let answer = format!("{answer}\r\n");
-    let numbers: Vec<usize> = (0..count).collect();
-    for numbers in numbers.chunks(PIPELINED) {
-        let mut commands = Vec::new();
-        for &number in numbers {
-            let words = words(number);
-            write!(commands, "*{}\r\n", words.len()).unwrap();
-            for word in words {
-                write!(commands, "${}\r\n{word}\r\n", word.len()).unwrap();
-            }
-        }
-        stream.write_all(&commands).unwrap();
-        let mut answers = vec![0; numbers.len() * answer.len()];
-        stream.read_exact(&mut answers).unwrap();
-        let expected = answer.repeat(numbers.len());
-        assert_eq!(String::from_utf8_lossy(&answers), expected);
-    }
-}
 
 fn command(name: &str, key: String) -> Vec<String> {
     vec![name.to_owned(), key]
@@ -70,12 +44,12 @@ fn write(port: u16, prefix: &str, count: usize) {
             "v".repeat(100),
         ]
     };
-    pipeline(port, set, count, "+OK");
+    pipeline(port, 0..count, set, "+OK");
 }
 
 fn exist(port: u16, prefix: &str, count: usize, answer: &str) {
     let exists = |number| command("EXISTS", format!("{prefix}{number}"));
-    pipeline(port, exists, count, answer);
+    pipeline(port, 0..count, exists, answer);
 }
 
 fn epoch(lab: &Lab) -> u64 {
@@ -171,7 +145,7 @@ fn deletes_wait_for_the_replica_that_is_away_and_are_final(name: &str, count: us
 
     lab.act("kill-node", 3);
     let delete = |number| command("DEL", format!("{GONE}{number}"));
-    pipeline(lab.resp_port(1), delete, count, ":1");
+    pipeline(lab.resp_port(1), 0..count, delete, ":1");
     lab.wait_until("node 3 is waited for", || {
         blocked_by(&lab, 1) == "node-3" && blocked_by(&lab, 2) == "node-3"
     });

@@ -12,17 +12,13 @@
 
 mod cluster;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use cluster::client::pipeline;
 use cluster::lab::Lab;
 use mds_storage::engine;
 use mds_storage::keys::{Keyspace, engine_key};
 use mds_types::slot::partition_of;
-
-/// Writes on their way at a time, of one client.
-const PIPELINED: usize = 500;
 
 /// Three threads load.
 const LOADERS: usize = 3;
@@ -46,32 +42,9 @@ fn key(number: usize) -> String {
 }
 
 fn load(port: u16, numbers: impl Iterator<Item = usize>) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let value = "v".repeat(VALUE_BYTES);
-    let mut numbers = numbers.peekable();
-    while numbers.peek().is_some() {
-        let mut commands = Vec::new();
-        let mut count = 0;
-        for number in numbers.by_ref().take(PIPELINED) {
-            let key = key(number);
-            let (k, v) = (key.len(), value.len());
-            write!(
-                commands,
-                "*3\r\n$3\r\nSET\r\n${k}\r\n{key}\r\n${v}\r\n{value}\r\n"
-            )
-            .unwrap();
-            count += 1;
-        }
-        stream.write_all(&commands).unwrap();
-        let mut answers = vec![0; count * b"+OK\r\n".len()];
-        stream.read_exact(&mut answers).unwrap();
-        let is_ok = |answer: &[u8]| answer == b"+OK\r\n";
-        assert!(
-            answers.chunks(5).all(is_ok),
-            "{:?}",
-            String::from_utf8_lossy(&answers)
-        );
-    }
+    let set = |number| vec!["SET".to_owned(), key(number), value.clone()];
+    pipeline(port, numbers, set, "+OK");
 }
 
 fn wait_long(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {

@@ -54,3 +54,33 @@ impl Client {
         }
     }
 }
+
+/// Commands on their way at a time.
+const PIPELINED: usize = 500;
+
+/// Sends a command for each number, many at a time, and checks that all answers are the same line.
+pub(crate) fn pipeline(
+    port: u16,
+    numbers: impl IntoIterator<Item = usize>,
+    command: impl Fn(usize) -> Vec<String>,
+    answer: &str,
+) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let answer = format!("{answer}\r\n");
+    let mut numbers = numbers.into_iter().peekable();
+    while numbers.peek().is_some() {
+        let (mut commands, mut count) = (Vec::new(), 0);
+        for number in numbers.by_ref().take(PIPELINED) {
+            let words = command(number);
+            write!(commands, "*{}\r\n", words.len()).unwrap();
+            for word in words {
+                write!(commands, "${}\r\n{word}\r\n", word.len()).unwrap();
+            }
+            count += 1;
+        }
+        stream.write_all(&commands).unwrap();
+        let mut answers = vec![0; count * answer.len()];
+        stream.read_exact(&mut answers).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answers), answer.repeat(count));
+    }
+}

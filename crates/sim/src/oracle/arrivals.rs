@@ -24,6 +24,20 @@ pub(crate) struct Arrival {
     pub(crate) is_durable: bool,
 }
 
+impl Arrival {
+    /// What was taken, for people; `before` is the version that was there.
+    pub(super) fn told(&self, before: Option<Version>) -> String {
+        let Arrival {
+            key,
+            version,
+            epoch,
+            purpose,
+            ..
+        } = self;
+        format!("took the {purpose:?} of {key:?} at {version} of epoch {epoch}; it held {before:?}")
+    }
+}
+
 /// A group of records, before the store has looked at it. `current` says what the replica has of a key, or
 /// fails.
 pub(crate) fn before(

@@ -25,17 +25,10 @@ pub(crate) fn check(node: usize, closed: Epoch, arrivals: &[Arrival]) -> Option<
         !is_it && !is_forgotten
     });
     let (arrival, before) = wrongly.next()?;
-    let Arrival {
-        key,
-        version,
-        epoch,
-        purpose,
-        ..
-    } = arrival;
     let detail = format!(
-        "node {} has closed epoch {closed}, and took the {purpose:?} of {key:?} at {version} of epoch {epoch}; it \
-         held {before:?}",
-        node + 1
+        "node {} has closed epoch {closed}, and {}",
+        node + 1,
+        arrival.told(before)
     );
     Some((INVARIANT, detail))
 }

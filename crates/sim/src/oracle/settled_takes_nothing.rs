@@ -15,18 +15,11 @@ pub(crate) fn check(node: usize, arrivals: &[Arrival]) -> Option<Broken> {
     let taken = taken_of_old(arrivals, is_settled).into_iter();
     let mut wrongly = taken.filter(|(arrival, before)| *before < Some(arrival.version));
     let (arrival, before) = wrongly.next()?;
-    let Arrival {
-        key,
-        version,
-        epoch,
-        purpose,
-        settled,
-        ..
-    } = arrival;
     let detail = format!(
-        "node {} has settled epoch {settled}, and took the {purpose:?} of {key:?} at {version} of epoch {epoch}; it \
-         held {before:?}",
-        node + 1
+        "node {} has settled epoch {}, and {}",
+        node + 1,
+        arrival.settled,
+        arrival.told(before)
     );
     Some((INVARIANT, detail))
 }

@@ -61,8 +61,6 @@ pub struct Collected {
     pub removed: u64,
     /// Tombstones that may not go yet, because they are above the floor.
     pub held_back: u64,
-    /// Rows, or records, that were looked at; a bucket without any counts as one.
-    pub looked_at: u64,
     /// Whether there is more to do now.
     pub more: bool,
 }
@@ -83,8 +81,8 @@ impl Store {
     /// `floor` is the floor of the first epoch that is not settled in the partition: every version
     /// stamped in that epoch or a later one is above it. A lower one is safe.
     ///
-    /// To be called again while [`Collected::more`]. An epoch that held tombstones back is walked again by
-    /// the next call after that, so it is worth waiting until the floor has risen.
+    /// To be called again while [`Collected::more`]. An epoch that held tombstones back is walked again when the
+    /// floor is another one.
     ///
     /// # Errors
     /// As [`Store::merge_for`].
@@ -173,7 +171,6 @@ impl Store {
                 let (rows, step) =
                     self.collect_range(ledger, partition, cursor.epoch, range, floor)?;
                 *rows_left = rows_left.saturating_sub(rows.max(1));
-                done.looked_at += rows.max(1) as u64;
                 done.removed += step.removed;
                 done.held_back += step.held_back;
                 cursor.held_back |= step.held_back > 0;
@@ -206,7 +203,6 @@ impl Store {
         let mut may_go = Vec::new();
         let mut done = Collected::default();
         for dead in dead {
-            done.looked_at += 1;
             let partition = partition_of(&dead.key, self.shared.options.partition_count);
             let current = self.reader().get(&dead.key)?;
             let Some(current) = current.filter(|current| current.version == dead.version) else {

@@ -19,6 +19,7 @@
 //! 4. A cluster in which nothing was written costs a few messages an epoch, and nothing between.
 
 mod duty;
+mod intake;
 mod repair;
 mod report;
 mod scrub;

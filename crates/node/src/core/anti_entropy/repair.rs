@@ -20,12 +20,13 @@ use bytes::Bytes;
 use mds_protocol::merkle::{Tree, Walk};
 use mds_storage::IndexRow;
 use mds_storage::store::Purpose;
-use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Record, Version};
+use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Version};
 
 use super::super::{Core, Pending};
 use super::STEP_TIMEOUT_NS;
+use super::intake::decode_all;
 use crate::api::Now;
-use crate::store_io::{LedgerOrder, ReplyTo, Ticket};
+use crate::store_io::LedgerOrder;
 use crate::sync_io::{SyncAnswer, SyncQuery};
 use crate::wire::{
     Fetch, FetchReply, Hashes, HashesReply, Message, Row, Rows, RowsReply, Status, hash_of,
@@ -262,9 +263,7 @@ impl Core {
         if !matches!(op.step, Step::Records) {
             return;
         }
-        let records = reply.records.iter().cloned();
-        let records: Option<Vec<Record>> =
-            records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let records = decode_all(&reply.records);
         let taken = reply.taken as usize;
         let records = match records {
             Some(records) if reply.status == Status::Ok as i32 && taken > 0 => records,
@@ -289,15 +288,7 @@ impl Core {
         let is_empty = merges.is_empty();
         self.sync.stats.records += merges.len() as u64;
         for record in merges {
-            let ticket = Ticket {
-                reply_to: ReplyTo::Me,
-                id,
-                bytes: record.encoded_len(),
-            };
-            self.store_backlog += 1;
-            self.store_backlog_bytes += ticket.bytes;
-            self.batch.tickets.push(ticket);
-            self.batch.merges.push((Purpose::Sync, record));
+            self.merge_here(id, Purpose::Sync, record);
         }
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
         if is_empty {

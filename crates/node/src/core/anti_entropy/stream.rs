@@ -26,8 +26,9 @@ use mds_types::{Epoch, NodeId, PartitionId, Record, RingStage, RingUse};
 
 use super::super::{Core, Pending};
 use super::STEP_TIMEOUT_NS;
+use super::intake::decode_all;
 use crate::api::Now;
-use crate::store_io::{LedgerOrder, ReplyTo, Ticket};
+use crate::store_io::LedgerOrder;
 use crate::wire::{Message, Status, Stream, StreamReply, hash_of};
 
 /// Partitions that are copied at a time.
@@ -298,9 +299,7 @@ impl Core {
             matches!(state, PartitionState::Streaming { settled, chain, .. }
                 if *settled <= said.epoch && (*settled < said.epoch || *chain == said.chain))
         });
-        let records = reply.records.iter().cloned();
-        let records: Option<Vec<Record>> =
-            records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let records = decode_all(&reply.records);
         let (Some(true), Some(records)) = (begun, records) else {
             return self.on_stream_failed(now, id);
         };
@@ -323,14 +322,7 @@ impl Core {
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
         let is_empty = records.is_empty();
         for record in records {
-            let ticket = Ticket {
-                reply_to: ReplyTo::Me,
-                id,
-                bytes: record.encoded_len(),
-            };
-            self.store_backlog += 1;
-            self.store_backlog_bytes += ticket.bytes;
-            self.batch.push(ticket, Purpose::Sync, record);
+            self.merge_here(id, Purpose::Sync, record);
         }
         if is_empty {
             self.on_page_merged(now, id);

@@ -10,10 +10,10 @@ use mds_types::{NodeId, PartitionId, Record};
 
 use super::super::super::Core;
 use super::super::Progress;
+use super::super::intake::decode_all;
 use super::super::repair::FETCH_KEYS_MAX;
 use super::{Phase, ScrubOp};
 use crate::api::Now;
-use crate::store_io::{ReplyTo, Ticket};
 use crate::wire::{Fetch, FetchReply, Message, Status, encoded_len};
 
 impl Core {
@@ -57,9 +57,7 @@ impl Core {
         }
         let bytes = encoded_len(&Message::FetchReply(reply.clone())) as u64;
         self.sync.scrub.stats.bytes += bytes;
-        let records = reply.records.iter().cloned();
-        let records: Option<Vec<Record>> =
-            records.map(|bytes| Record::decode(bytes).ok()).collect();
+        let records = decode_all(&reply.records);
         let taken = reply.taken as usize;
         let records = match records {
             Some(records) if reply.status == Status::Ok as i32 && taken > 0 => records,
@@ -85,14 +83,7 @@ impl Core {
         let count = merges.len();
         self.set_phase(now, id, Phase::Merging { left: count });
         for (purpose, record) in merges {
-            let ticket = Ticket {
-                reply_to: ReplyTo::Me,
-                id,
-                bytes: record.encoded_len(),
-            };
-            self.store_backlog += 1;
-            self.store_backlog_bytes += ticket.bytes;
-            self.batch.push(ticket, purpose, record);
+            self.merge_here(id, purpose, record);
         }
     }
 
