@@ -43,11 +43,11 @@ pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of hints read for one delivery, at most (but always one hint).
 pub const HINT_BATCH_BYTES_MAX: usize = 256 * 1024;
 
-/// Rows of settled epochs that one step of collection looks at, at most.
-const COLLECT_ROWS_MAX: usize = 2_048;
+/// Dead records removed in a turn, at most.
+const REMOVALS_MAX: usize = 1_024;
 
 /// The same in a turn that merges records, whose senders wait for the next turn.
-const COLLECT_ROWS_BETWEEN_MERGES_MAX: usize = 256;
+const REMOVALS_BETWEEN_MERGES_MAX: usize = 128;
 
 /// Who waits for an answer of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -269,8 +269,9 @@ pub struct StoreIo {
     floors: Arc<EpochFloors>,
     /// As it was last reported.
     ledger: Arc<Ledger>,
-    /// Collection waits: nothing is left that may go before the floors rise.
-    collected_at: Option<(Arc<Ledger>, Arc<EpochFloors>)>,
+    /// With which promises and floors dead records were last searched for: nothing more may go before one of them
+    /// has changed.
+    searched: Option<(Arc<Ledger>, Arc<EpochFloors>)>,
     wants_wiping: bool,
 }
 
@@ -283,7 +284,7 @@ impl StoreIo {
         StoreIo {
             floors: Arc::default(),
             ledger: store.reader().ledger(),
-            collected_at: None,
+            searched: None,
             wants_wiping: true,
             disk,
             store,
@@ -358,9 +359,9 @@ impl StoreIo {
             std::mem::take(&mut batch.tickets),
             std::mem::take(&mut batch.merges),
         );
-        let collect_rows_max = match merges.is_empty() {
-            true => COLLECT_ROWS_MAX,
-            false => COLLECT_ROWS_BETWEEN_MERGES_MAX,
+        let removals_max = match merges.is_empty() {
+            true => REMOVALS_MAX,
+            false => REMOVALS_BETWEEN_MERGES_MAX,
         };
         self.merge(tickets, &merges, &mut done);
         if let Some(floors) = batch.floors.take() {
@@ -371,7 +372,7 @@ impl StoreIo {
                 self.note_failure(error, &mut done);
             }
         }
-        if let Err(error) = self.tidy(collect_rows_max, &mut done) {
+        if let Err(error) = self.tidy(removals_max, &mut done) {
             self.note_failure(error, &mut done);
         }
         let ledger = self.store.reader().ledger();
@@ -516,21 +517,17 @@ impl StoreIo {
         self.settle(&equal, done)
     }
 
-    /// A bounded step of what goes on by itself: wiping, and collecting what is settled.
-    fn tidy(&mut self, rows_max: usize, done: &mut StoreDone) -> Result<(), StoreError> {
+    /// A bounded step of what goes on by itself: wiping, and collecting what is settled. What takes long of it the
+    /// flusher does.
+    fn tidy(&mut self, removals_max: usize, done: &mut StoreDone) -> Result<(), StoreError> {
         if self.wants_wiping {
             self.wants_wiping = self.store.continue_wipe()? != WipeProgress::Done;
         }
-        let (ledger, floors) = (self.store.reader().ledger(), self.floors.clone());
-        let is_at_rest = self
-            .collected_at
-            .as_ref()
-            .is_some_and(|(then, floors_then)| {
-                Arc::ptr_eq(then, &ledger) && Arc::ptr_eq(floors_then, &floors)
-            });
-        if is_at_rest {
+        done.collected += self.store.collect_found(removals_max)?.removed;
+        if self.store.is_searching() || self.is_searched() {
             return Ok(());
         }
+        let (ledger, floors) = (self.store.reader().ledger(), self.floors.clone());
         let is_behind = |(_, entry): &(PartitionId, &PartitionLedger)| {
             entry.state == PartitionState::Held && entry.collected < entry.settled
         };
@@ -539,24 +536,21 @@ impl StoreIo {
             .filter(is_behind)
             .map(|(partition, entry)| (partition, floors.floor(Epoch(entry.settled.0 + 1))))
             .collect();
-        let step = self.store.collect_in(&behind, rows_max)?;
-        done.collected += step.removed;
-        if step.more {
-            return Ok(());
-        }
-        let reached = self.store.reader().ledger();
-        if Arc::ptr_eq(&reached, &ledger) {
-            self.collected_at = Some((reached, floors));
-        }
+        self.store.search_dead(behind);
+        self.searched = Some((ledger, floors));
         Ok(())
+    }
+
+    /// Whether a search for dead records was begun with these promises and these floors.
+    fn is_searched(&self) -> bool {
+        self.searched.as_ref().is_some_and(|(ledger, floors)| {
+            Arc::ptr_eq(ledger, &self.store.reader().ledger()) && Arc::ptr_eq(floors, &self.floors)
+        })
     }
 
     /// Whether there is work that goes on by itself: call [`StoreIo::execute`] again soon.
     pub fn has_more_to_do(&self) -> bool {
-        let is_at_rest = self.collected_at.as_ref().is_some_and(|(then, floors)| {
-            Arc::ptr_eq(then, &self.store.reader().ledger()) && Arc::ptr_eq(floors, &self.floors)
-        });
-        self.wants_wiping || !is_at_rest
+        self.wants_wiping || self.store.is_searching() || !self.is_searched()
     }
 
     /// The second half: hints, for which nobody waits.

@@ -29,6 +29,7 @@
 //! What it does not do: decide when an epoch is closed, settled or collected, or when a partition is
 //! wiped. It carries that out, and remembers it.
 
+mod chores;
 mod collect;
 mod flush;
 mod judge;
@@ -41,12 +42,12 @@ mod shared;
 mod watermarks;
 mod wipe;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
-use mds_types::{Body, Epoch, Hlc, PartitionId, Record};
+use mds_types::{Body, Epoch, Record};
 
 use self::judge::{Accepted, What};
 use self::shared::{Counter, Shared};
@@ -62,7 +63,7 @@ pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
 pub use self::options::{
     BUCKET_COUNT, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX, RUN_FILES_MAX,
-    SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
+    SEARCH_ROWS_MAX, SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
 };
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{RangeOf, Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledRange};
@@ -143,10 +144,6 @@ pub struct Store {
     cut_pending: bool,
     /// When [`Store::tick`] last found the log synced or synced it, nanoseconds.
     synced_at_ns: Option<u64>,
-    /// How far collection has come in the epoch at hand, by partition.
-    collecting: collect::Cursors,
-    /// Partitions in which a tombstone was too young to go, by the floor that it was held against.
-    held_back: BTreeMap<PartitionId, Hlc>,
 }
 
 impl Store {
@@ -422,9 +419,9 @@ impl Store {
         Flusher::new(self.shared.clone())
     }
 
-    /// Whether a table waits to be flushed.
+    /// Whether there is work for the flusher: a table waits, or one of its chores.
     pub fn wants_flush(&self) -> bool {
-        self.shared.wants_flush()
+        self.shared.wants_flush() || self.shared.chores.lock().is_any_due()
     }
 
     /// Ends the store: syncs the log and flushes everything, so that the next start has nothing to

@@ -47,7 +47,11 @@ fn rebuilt_from_another_past() -> Merged {
             }])
             .unwrap();
     }
-    while store.collect(partition, Hlc(300), 100).unwrap().more {}
+    store.search_dead(vec![(partition, Hlc(300))]);
+    while store.is_searching() {
+        store.flusher().work().unwrap();
+        store.collect_found(10).unwrap();
+    }
     assert_eq!(store.reader().get(b"key").unwrap(), None);
     let purpose = Purpose::Rebuild {
         settled: Epoch(1),

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use mds_storage::engine::{Engine, EngineError, MemoryEngine, RunItem};
+use mds_storage::engine::{Engine, EngineError, KeyRange, MemoryEngine, RunItem};
 use mds_storage::{Disk, FaultyDisk};
 
 /// Where the engine's files would be.
@@ -74,8 +74,17 @@ impl Engine for EngineOnDisk {
         self.engine.visit(from, to, visitor)
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        self.engine.drop_range(from, to)
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
+        match self.write_run() {
+            Ok(()) => self.engine.drop_ranges(ranges),
+            Err(error) => {
+                if self.disk.is_stopped() {
+                    // Some of it got there before the power failed.
+                    self.engine.drop_ranges(&ranges[..ranges.len() / 2])?;
+                }
+                Err(error.into())
+            }
+        }
     }
 
     fn is_behind(&self) -> bool {

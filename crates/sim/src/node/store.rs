@@ -37,6 +37,9 @@ const SEGMENT_BYTES_MAX: usize = 24 * 1024;
 /// Few, so that wiping a partition takes several steps.
 const WIPE_KEYS_MAX: usize = 2;
 
+/// Few, so that an epoch is searched for dead records in several steps.
+const SEARCH_ROWS_MAX: usize = 4;
+
 /// Records merged as one group, at most.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -79,6 +82,7 @@ impl StoreLane {
             fsync: FsyncPolicy::Always,
             segment_bytes_max: SEGMENT_BYTES_MAX,
             wipe_keys_max: WIPE_KEYS_MAX,
+            search_rows_max: SEARCH_ROWS_MAX,
             secret: (incarnation.0 >> 64) as u64,
             row_seed: row_seed(cluster),
             ..StoreOptions::default()

@@ -24,6 +24,11 @@ type Run = BTreeMap<Bytes, Option<Bytes>>;
 /// Greater than every key that the suite uses.
 const END: &[u8] = &[0xff; 16];
 
+/// Removes all keys.
+fn drop_all(engine: &dyn Engine) -> Result<(), EngineError> {
+    engine.drop_ranges(&[(Bytes::new(), Bytes::from_static(END))])
+}
+
 /// How long something that must happen in the background may take on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -174,7 +179,7 @@ fn any_value() -> impl Strategy<Value = Option<Bytes>> {
 #[derive(Clone, Debug)]
 enum Op {
     Ingest(Run),
-    DropRange(Bytes, Bytes),
+    DropRanges(Vec<KeyRange>),
     Get(Bytes),
     Scan(Bytes, Bytes, usize, usize),
     Reopen,
@@ -185,7 +190,12 @@ enum Op {
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => prop::collection::btree_map(any_key(), any_value(), 0..12).prop_map(Op::Ingest),
-        2 => (any_key(), any_key()).prop_map(|(from, to)| Op::DropRange(from, to)),
+        2 => prop::collection::vec(any_key(), 2..5).prop_map(|mut ends| {
+            // Ascending, one after another; sometimes an empty one, and one that ends before it begins.
+            ends[1..].sort_unstable();
+            let ranges = ends.chunks_exact(2);
+            Op::DropRanges(ranges.map(|ends| (ends[0].clone(), ends[1].clone())).collect())
+        }),
         4 => any_key().prop_map(Op::Get),
         4 => (any_key(), any_key(), 0usize..20, any_bytes_max())
             .prop_map(|(a, b, limit, bytes_max)| Op::Scan(a, b, limit, bytes_max)),
@@ -237,9 +247,11 @@ fn agrees_with_a_map(kind: EngineKind) {
                         ingest(&*engine, &run).unwrap();
                         apply(&mut model, &run);
                     }
-                    Op::DropRange(from, to) => {
-                        engine.drop_range(&from, &to).unwrap();
-                        model.retain(|key, _| !(from <= *key && *key < to));
+                    Op::DropRanges(ranges) => {
+                        engine.drop_ranges(&ranges).unwrap();
+                        let is_in =
+                            |key: &Bytes| ranges.iter().any(|(from, to)| from <= key && key < to);
+                        model.retain(|key, _| !is_in(key));
                     }
                     Op::Get(key) => {
                         prop_assert_eq!(engine.get(&key).unwrap(), model.get(&key).cloned());
@@ -481,7 +493,7 @@ fn fails_when_closed(kind: EngineKind) {
     assert!(engine.get(b"key-00000").is_err());
     assert!(engine.scan(b"", END, 1, 1).is_err());
     assert!(ingest(&*engine, &uniform_run(1, b"w")).is_err());
-    assert!(engine.drop_range(b"a", b"z").is_err());
+    assert!(drop_all(&*engine).is_err());
     assert!(engine.checkpoint(&home.fresh_path("checkpoint")).is_err());
     assert!(!engine.is_behind());
     assert_eq!(everything(&*home.open()).len(), 3);
@@ -622,7 +634,7 @@ fn takes_no_run_after_a_failed_one(kind: EngineKind) {
     fs::rename(&elsewhere, home.path()).unwrap();
     let error = ingest(&*engine, &failed).unwrap_err();
     assert!(matches!(error, EngineError::Stopped(_)), "{error}");
-    assert!(engine.drop_range(b"", END).is_err());
+    assert!(drop_all(&*engine).is_err());
     assert!(
         !engine.is_behind(),
         "nobody should wait for a failed engine"
@@ -700,8 +712,8 @@ impl Engine for Cramped {
         self.engine.visit(from, to, visitor)
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        self.engine.drop_range(from, to)
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
+        self.engine.drop_ranges(ranges)
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -763,7 +775,7 @@ fn goes_on_when_a_full_disk_has_room(kind: EngineKind) {
         assert_eq!(everything(&engine), model);
         // Opened anew by each run after a failed one, and by nothing else.
         assert_eq!(engine.reopenings(), 3);
-        engine.drop_range(b"", END).unwrap();
+        drop_all(&engine).unwrap();
         engine.close().unwrap();
         assert!(ingest(&engine, &after).is_err(), "closed is closed");
         assert_eq!(room.opened.load(Ordering::SeqCst), 4);

@@ -50,7 +50,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::copy::{sync_directory, sync_parent, write_copy};
 use super::kind::EngineOptions;
 use super::reopen::Failure;
-use super::{Engine, EngineError, RunItem, RunOrder};
+use super::{Engine, EngineError, KeyRange, RunItem, RunOrder};
 
 /// Threads of fjall's own: see above.
 const WORKER_THREADS: usize = 0;
@@ -232,14 +232,14 @@ impl Engine for FjallEngine {
         })
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        if from >= to {
-            return self.call(|_| Ok(()));
-        }
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
         self.change(|open| {
             let snapshot = open.db.snapshot();
+            let ranges = ranges.iter().filter(|(from, to)| from < to);
+            let pairs =
+                ranges.flat_map(|(from, to)| snapshot.range(&open.records, &from[..]..&to[..]));
             // Only keys are read, not the values stored apart.
-            let mut tombstones = snapshot.range(&open.records, from..to).map(|pair| {
+            let mut tombstones = pairs.map(|pair| {
                 let key = pair.key()?;
                 Ok((Bytes::copy_from_slice(&key), None))
             });

@@ -23,7 +23,7 @@ use parking_lot::{Mutex, RwLock};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::copy::{sync_directory, sync_parent};
-use super::{Engine, EngineError, RunItem, RunOrder};
+use super::{Engine, EngineError, KeyRange, RunItem, RunOrder};
 
 /// Says that a process has used the directory: whatever it held is gone.
 const USED_MARKER: &str = "MEMORY-ENGINE-WAS-HERE";
@@ -250,18 +250,17 @@ impl Engine for MemoryEngine {
         Ok(false)
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
         self.check_open()?;
-        if from >= to {
-            return Ok(());
-        }
         let mut map = self.content.map.write();
-        let keys: Vec<Bytes> = map
-            .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in keys {
-            self.content.put(&mut map, key, None);
+        for (from, to) in ranges.iter().filter(|(from, to)| from < to) {
+            let keys: Vec<Bytes> = map
+                .range::<[u8], _>((Bound::Included(&from[..]), Bound::Excluded(&to[..])))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in keys {
+                self.content.put(&mut map, key, None);
+            }
         }
         Ok(())
     }
@@ -393,7 +392,7 @@ mod tests {
         engine.ingest(&mut run(&["a", "bb"]).into_iter()).unwrap();
         engine.ingest(&mut run(&["a"]).into_iter()).unwrap();
         assert_eq!(engine.disk_bytes(), 5);
-        engine.drop_range(b"a", b"b").unwrap();
+        engine.drop_ranges(&[("a".into(), "b".into())]).unwrap();
         assert_eq!(engine.disk_bytes(), 3);
     }
 

@@ -57,6 +57,9 @@ pub const ENGINE_KEY_BYTES_MAX: usize = u16::MAX as usize;
 /// One key and what to do with it: `Some` puts a value, `None` removes the key.
 pub type RunItem = (Bytes, Option<Bytes>);
 
+/// The keys `from <= key < to`.
+pub type KeyRange = (Bytes, Bytes);
+
 /// Why an engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -177,8 +180,9 @@ pub trait Engine: Send + Sync + 'static {
         })
     }
 
-    /// Removes every key with `from <= key < to`, durably.
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError>;
+    /// Removes every key with `from <= key < to` of any of these ranges, durably. They are ascending and do not
+    /// overlap. As with a run, a crash in the middle may leave any subset removed.
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError>;
 
     /// Whether the engine is behind with its background work, so that the flusher should wait.
     fn is_behind(&self) -> bool {

@@ -27,7 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use super::{Engine, EngineError, RunItem};
+use super::{Engine, EngineError, KeyRange, RunItem};
 
 /// How long a reopening waits for calls that are running, and lets new ones wait behind it, before it is
 /// put off: a walk or a checkpoint may take long.
@@ -225,8 +225,8 @@ impl Engine for ReopeningEngine {
         self.call(|engine| engine.visit(from, to, visitor))
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        self.change(|engine| engine.drop_range(from, to))
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
+        self.change(|engine| engine.drop_ranges(ranges))
     }
 
     fn is_behind(&self) -> bool {

@@ -25,6 +25,7 @@ use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, Kind, PartitionId};
 
 use super::StoreError;
+use super::collect::Search;
 use super::shared::{Counter, Shared};
 use crate::epoch_index::Leaves;
 use crate::keys::{Keyspace, engine_key};
@@ -51,12 +52,15 @@ pub(super) struct Flushing {
     ingested: Option<u64>,
     /// The last attempt found the disk full.
     was_full: bool,
+    /// Where the search for dead records stands.
+    pub(super) search: Search,
 }
 
-/// Flushes frozen tables: on a thread of its own, or in turns.
+/// Flushes frozen tables, and does the writer's [chores](super::chores) when none waits: on a thread of its own, or in
+/// turns.
 #[derive(Clone)]
 pub struct Flusher {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Flusher {
@@ -64,22 +68,19 @@ impl Flusher {
         Flusher { shared }
     }
 
-    /// Flushes the oldest frozen table. False if there is nothing to do now: no table waits, or the
-    /// engine is behind with its own work (then ask again in a while, see [`Flusher::wants_work`]).
+    /// Flushes the oldest frozen table, or does a bounded part of a chore. False if there is nothing to do now: no
+    /// table waits, or the engine is behind with its own work (then ask again in a while), and no chore is due.
     ///
     /// # Errors
     /// [`StoreError::Full`]: try again in a while; nothing is lost, and the attempt looks for room by
     /// itself. Else the store is poisoned.
     pub fn work(&self) -> Result<bool, StoreError> {
-        if self.wants_work() && self.shared.engine.is_behind() {
-            return Ok(false);
+        let wants_engine =
+            self.shared.wants_flush() || !self.shared.chores.lock().to_empty().is_empty();
+        if wants_engine && self.shared.engine.is_behind() {
+            return Ok(self.search_some());
         }
-        self.flush_oldest()
-    }
-
-    /// Whether a table waits.
-    pub fn wants_work(&self) -> bool {
-        self.shared.wants_flush()
+        Ok(self.flush_oldest()? || self.empty_some()? || self.search_some())
     }
 
     /// Whether so many bytes, and a few more, can be written now. Says no when that cannot be found out.

@@ -25,6 +25,10 @@ pub const INDEX_BYTES_MAX: usize = crate::epoch_index::INDEX_BYTES_MAX;
 /// Default bound on the keys that one step of a wipe drops from the engine.
 pub const WIPE_KEYS_MAX: usize = 32 * 1024;
 
+/// Default bound on the rows that one step of the search for dead records looks at, beyond which it stops at the next
+/// bucket.
+pub const SEARCH_ROWS_MAX: usize = 4 * 1024;
+
 /// Default number of Merkle leaves in a partition.
 pub const BUCKET_COUNT: u16 = 64;
 
@@ -64,6 +68,8 @@ pub struct StoreOptions {
     pub index_bytes_max: usize,
     /// See [`WIPE_KEYS_MAX`]; at least 1.
     pub wipe_keys_max: usize,
+    /// See [`SEARCH_ROWS_MAX`]; at least 1.
+    pub search_rows_max: usize,
     /// Values longer than this are refused; at most [`VALUE_BYTES_MAX`].
     pub value_bytes_max: usize,
     /// A number that clients do not know, such as a part of the directory's incarnation: it salts
@@ -86,6 +92,7 @@ impl Default for StoreOptions {
             run_files_max: RUN_FILES_MAX,
             index_bytes_max: INDEX_BYTES_MAX,
             wipe_keys_max: WIPE_KEYS_MAX,
+            search_rows_max: SEARCH_ROWS_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
             secret: 0,
             row_seed: 0,
@@ -102,6 +109,7 @@ impl StoreOptions {
         self.segment_bytes_max = self.segment_bytes_max.min(SEGMENT_BYTES_CEILING);
         self.frozen_tables_max = self.frozen_tables_max.max(1);
         self.wipe_keys_max = self.wipe_keys_max.max(1);
+        self.search_rows_max = self.search_rows_max.max(1);
         self.value_bytes_max = self.value_bytes_max.min(VALUE_BYTES_MAX);
         self
     }

@@ -17,7 +17,7 @@
 //! Anything else is [`StoreError::Corrupt`], and the store does not open: a node that has lost what
 //! it acknowledged must not answer as if it had not.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,7 +25,6 @@ use mds_types::mutation::{Mutation, is_on};
 use mds_types::slot::partition_of;
 use mds_types::{Epoch, Record};
 
-use super::collect::Cursors;
 use super::shared::Shared;
 use super::{Store, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
@@ -88,8 +87,6 @@ pub(super) fn open(
         log,
         cut_pending: false,
         synced_at_ns: None,
-        collecting: Cursors::default(),
-        held_back: BTreeMap::new(),
     })
 }
 

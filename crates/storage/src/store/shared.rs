@@ -8,6 +8,7 @@ use mds_types::slot::partition_of;
 use mds_types::{Epoch, PartitionId, Record};
 use parking_lot::{Mutex, RwLock};
 
+use super::chores::Chores;
 use super::flush::Flushing;
 use super::{Merged, StoreError, StoreOptions, Tables};
 use crate::disk::Disk;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) ledger: LedgerFile,
     /// Held by the one that flushes.
     pub(super) flushing: Mutex<Flushing>,
+    /// Held for moments only.
+    pub(super) chores: Mutex<Chores>,
     poison: OnceLock<Arc<str>>,
     epoch: AtomicU64,
     counters: [AtomicU64; Counter::COUNT],
@@ -127,6 +130,7 @@ impl Shared {
             runs,
             ledger,
             flushing: Mutex::default(),
+            chores: Mutex::default(),
             poison: OnceLock::new(),
             epoch: AtomicU64::new(0),
             counters: std::array::from_fn(|_| AtomicU64::new(0)),

@@ -7,7 +7,8 @@
 //! 1. The intent goes into the ledger, durably. From then on nothing comes into the partition.
 //! 2. What the tables hold of it is brought down: the active table is frozen, and the flusher flushes
 //!    all tables that hold something of it. So no segment is left that could bring anything back.
-//! 3. The engine drops the partition's range.
+//! 3. The flusher drops the partition's range from the engine, some keys at a time, those of several
+//!    partitions as one run.
 //! 4. The ledger says that it is done: rows of all segments so far are void, the watermarks are zero, and the
 //!    partition is absent. Run files are shared by all partitions and are left alone: their void rows are
 //!    ignored, whoever reads them.
@@ -19,19 +20,20 @@
 use bytes::Bytes;
 use mds_types::{Epoch, PartitionId};
 
-use super::{PartitionState, Store, StoreError};
+use super::{Flusher, PartitionState, Store, StoreError};
 use crate::keys::{Keyspace, engine_range};
 use crate::ledger::PartitionLedger;
+
+/// Bytes of keys that one step drops from the engine, at most; one key always.
+const STEP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Where a wipe stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WipeProgress {
     /// Nothing is to be wiped, or nothing any more.
     Done,
-    /// Some partitions are done, others are left: call again.
-    More,
-    /// A table has to be flushed first: let the flusher work, and call again.
-    WaitsForFlush,
+    /// Let the flusher work, and call again.
+    WaitsForFlusher,
 }
 
 impl Store {
@@ -51,44 +53,39 @@ impl Store {
         })
     }
 
-    /// Goes on with the wipe that was decided, in this life or an earlier one: a bounded number of keys of one
-    /// partition that holds something, and any number of empty ones. Waits for a flush that is going on.
+    /// Goes on with the wipe that was decided, in this life or an earlier one: sees to it that nothing is left in
+    /// tables, has the flusher empty the partitions in the engine, and writes down which of them are empty.
     ///
     /// # Errors
-    /// [`StoreError::Full`]: try again when there is room. Else the store is or becomes poisoned: an engine
-    /// that failed to drop a range is in an unknown state.
+    /// [`StoreError::Full`]: try again when there is room. Else the store is or becomes poisoned.
     pub fn continue_wipe(&mut self) -> Result<WipeProgress, StoreError> {
         self.shared.check_sound()?;
+        let emptied = self.shared.chores.lock().take_emptied();
+        self.end_wipe(&emptied)?;
         let ledger = self.shared.ledger.get();
-        let wiping: Vec<PartitionId> = ledger
+        let left: Vec<PartitionId> = ledger
             .partitions()
             .filter(|(_, entry)| entry.state == PartitionState::Wiping)
             .map(|(partition, _)| partition)
             .collect();
-        if wiping.is_empty() {
+        if left.is_empty() {
             return Ok(WipeProgress::Done);
         }
-        if self.bring_down(&wiping)? {
-            return Ok(WipeProgress::WaitsForFlush);
+        if !self.bring_down(&left)? {
+            // Nothing of these partitions is in a table, and nothing comes in.
+            self.shared.chores.lock().empty(left);
         }
-        // Nothing of these partitions is in a table, and nothing comes in.
-        let mut done = Vec::new();
-        for &partition in &wiping {
-            let dropped = self.drop_from_engine(partition)?;
-            if dropped == Dropped::Part {
-                break;
-            }
-            done.push(partition);
-            if dropped == Dropped::Rest {
-                break;
-            }
-        }
-        if done.is_empty() {
-            return Ok(WipeProgress::More);
+        Ok(WipeProgress::WaitsForFlusher)
+    }
+
+    /// Nothing is left of these partitions anywhere: they are absent from now on.
+    fn end_wipe(&mut self, emptied: &[PartitionId]) -> Result<(), StoreError> {
+        if emptied.is_empty() {
+            return Ok(());
         }
         let wiped_at_segment = self.log.id().saturating_sub(1);
         self.change_ledger(|ledger| {
-            for partition in &done {
+            for partition in emptied {
                 if let Some(entry) = ledger.partition_mut(*partition) {
                     *entry = PartitionLedger {
                         settled: Epoch(0),
@@ -100,16 +97,12 @@ impl Store {
                 }
             }
         })?;
+        self.shared.chores.lock().are_wiped(emptied);
         let index = &mut self.shared.tables.write().index;
-        for &partition in &done {
+        for &partition in emptied {
             index.clear(partition, Epoch(u64::MAX));
-            self.collecting.remove(&partition);
-            self.held_back.remove(&partition);
         }
-        Ok(match done.len() < wiping.len() {
-            true => WipeProgress::More,
-            false => WipeProgress::Done,
-        })
+        Ok(())
     }
 
     /// Whether a table still holds something of these partitions, and has to be flushed.
@@ -132,45 +125,57 @@ impl Store {
         }
         Ok(in_frozen)
     }
-
-    /// Drops a partition from the engine, or its first keys: dropping many keeps the writer for long, and writes
-    /// of all partitions wait meanwhile.
-    fn drop_from_engine(&self, partition: PartitionId) -> Result<Dropped, StoreError> {
-        let engine = &self.shared.engine;
-        let (from, to) = engine_range(partition, Keyspace::Eventual, None);
-        let keys_max = self.shared.options.wipe_keys_max;
-        let (mut seen, mut end) = (0, None);
-        engine.visit(&from, &to, &mut |key, _| {
-            seen += 1;
-            if seen > keys_max {
-                end = Some(Bytes::copy_from_slice(key));
-            }
-            end.is_none()
-        })?;
-        if seen == 0 {
-            return Ok(Dropped::Nothing);
-        }
-        // The flusher hands the engine its runs, and a run and a drop must not cross.
-        let _flushing = self.shared.flushing.lock();
-        let dropped = engine.drop_range(&from, end.as_ref().unwrap_or(&to));
-        dropped.map_err(|error| {
-            let error = StoreError::from(error);
-            self.shared.poison_unless_full(error)
-        })?;
-        Ok(match end {
-            Some(_) => Dropped::Part,
-            None => Dropped::Rest,
-        })
-    }
 }
 
-/// What was dropped of a partition.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Dropped {
-    /// It was empty.
-    Nothing,
-    /// Its first keys; there are more.
-    Part,
-    /// All that was left.
-    Rest,
+impl Flusher {
+    /// Empties partitions in the engine: a bounded number of keys of those that hold something, as one run, and
+    /// any number of empty ones. False if none is to be emptied.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`]: try again when there is room. Else the store is poisoned: an engine that failed to drop
+    /// a range is in an unknown state.
+    pub(super) fn empty_some(&self) -> Result<bool, StoreError> {
+        let shared = &*self.shared;
+        // A run of records and a drop must not cross.
+        let _flushing = shared.flushing.lock();
+        shared.check_sound()?;
+        let wanted = shared.chores.lock().to_empty().to_vec();
+        if wanted.is_empty() {
+            return Ok(false);
+        }
+        let ledger = shared.ledger.get();
+        let is_wiping =
+            |partition: &PartitionId| ledger.partition(*partition).state == PartitionState::Wiping;
+        let wanted = wanted.into_iter().filter(is_wiping);
+        let (mut keys_left, mut bytes_left) = (shared.options.wipe_keys_max, STEP_BYTES_MAX);
+        let (mut ranges, mut emptied) = (Vec::new(), Vec::new());
+        for partition in wanted {
+            let (from, to) = engine_range(partition, Keyspace::Eventual, None);
+            let (mut is_any, mut end) = (false, None);
+            shared.engine.visit(&from, &to, &mut |key, _| {
+                if keys_left == 0 || bytes_left == 0 {
+                    end = Some(Bytes::copy_from_slice(key));
+                    return false;
+                }
+                is_any = true;
+                keys_left -= 1;
+                bytes_left = bytes_left.saturating_sub(key.len());
+                true
+            })?;
+            let is_whole = end.is_none();
+            if is_any {
+                ranges.push((from, end.unwrap_or(to)));
+            }
+            if !is_whole {
+                break;
+            }
+            emptied.push(partition);
+        }
+        if !ranges.is_empty() {
+            let dropped = shared.engine.drop_ranges(&ranges);
+            dropped.map_err(|error| shared.poison_unless_full(StoreError::from(error)))?;
+        }
+        shared.chores.lock().are_empty(emptied);
+        Ok(true)
+    }
 }

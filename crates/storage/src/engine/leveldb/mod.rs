@@ -33,7 +33,7 @@ use self::handle::{Batch, Cursor, Handle};
 use super::copy::{sync_directory, sync_parent, write_copy};
 use super::kind::EngineOptions;
 use super::reopen::Failure;
-use super::{Engine, EngineError, RunItem, RunOrder};
+use super::{Engine, EngineError, KeyRange, RunItem, RunOrder};
 
 /// Bytes of keys and values from which on a batch is written, each at the price of one sync. A batch
 /// exceeds this by one pair at most.
@@ -185,26 +185,27 @@ impl Engine for LevelDbEngine {
         })
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        if from >= to {
-            return self.call(|_| Ok(()));
-        }
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
         self.change(|handle| {
             let mut cursor = handle.iterate(true);
-            cursor.seek(from);
             let mut batch = Batch::new();
-            while let Some((key, _)) = cursor.pair()?
-                && key < to
-            {
-                batch.delete(key);
-                write_if_full(handle, &mut batch)?;
-                cursor.next();
+            for (from, to) in ranges {
+                cursor.seek(from);
+                while let Some((key, _)) = cursor.pair()?
+                    && key < &to[..]
+                {
+                    batch.delete(key);
+                    write_if_full(handle, &mut batch)?;
+                    cursor.next();
+                }
             }
             write_rest(handle, &mut batch)
         })?;
         // Outside the lock of changes, because it may take long and the flusher should not wait.
         self.call(|handle| {
-            handle.compact(from, to);
+            for (from, to) in ranges.iter().filter(|(from, to)| from < to) {
+                handle.compact(from, to);
+            }
             Ok(())
         })
     }

@@ -368,7 +368,7 @@ impl Life {
         let closed = self.promised.closed;
         let epoch = Epoch(closed.0.max(settled.0) + self.random.below(2));
         let what = self.random.below(8);
-        let rows_max = 1 + self.random.below(40) as usize;
+        let (searches, removals_max) = (1 + self.random.below(4), self.random.below(40) as usize);
         let Some(store) = &mut self.store else {
             return Ok(());
         };
@@ -394,10 +394,16 @@ impl Life {
                 assert_eq!(outcome, expected);
                 Ok(())
             }
+            // Whatever else happens comes between what is found and what is done about it.
             4..7 => {
-                for partition in (0..PARTITIONS).map(PartitionId) {
-                    let settled = self.promised.partition(partition).settled;
-                    let collected = store.collect(partition, next_floor(settled), rows_max)?;
+                if !store.is_searching() {
+                    let floor_of = |p| next_floor(self.promised.partition(p).settled);
+                    let all = (0..PARTITIONS).map(PartitionId);
+                    store.search_dead(all.map(|p| (p, floor_of(p))).collect());
+                }
+                for _ in 0..searches {
+                    store.flusher().search_some();
+                    let collected = store.collect_found(removals_max)?;
                     self.seen.collected += collected.removed;
                 }
                 Ok(())
@@ -415,6 +421,7 @@ impl Life {
         let partition = away.first().copied().unwrap_or(any);
         let what = self.random.below(9);
         let from = self.random.below(self.promised.closed.0 + 1);
+        let lets_flusher_work = self.random.below(2) == 0;
         let Some(store) = &mut self.store else {
             return Ok(());
         };
@@ -426,7 +433,14 @@ impl Life {
             {
                 store.begin_wipe(&[partition])
             }
-            0..4 => store.continue_wipe().map(drop),
+            0..4 => {
+                store.continue_wipe()?;
+                if lets_flusher_work {
+                    store.flusher().work()?;
+                    store.continue_wipe()?;
+                }
+                Ok(())
+            }
             4 => store.hold(&[partition]),
             5 => store.begin_streams(&[Settlement {
                 partition,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use super::*;
-use crate::engine::{EngineError, RunItem};
+use crate::engine::{EngineError, KeyRange, RunItem};
 
 /// An engine that calls back before and after it takes a run.
 struct Watched {
@@ -38,8 +38,8 @@ impl Engine for Watched {
         self.engine.visit(from, to, visitor)
     }
 
-    fn drop_range(&self, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        self.engine.drop_range(from, to)
+    fn drop_ranges(&self, ranges: &[KeyRange]) -> Result<(), EngineError> {
+        self.engine.drop_ranges(ranges)
     }
 
     fn disk_bytes(&self) -> u64 {

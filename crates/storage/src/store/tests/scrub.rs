@@ -258,7 +258,7 @@ fn what_another_past_holds_is_not_taken_for_lost() {
     store.close_epochs(Epoch(2)).unwrap();
     settle(&mut store, 1);
     settle(&mut store, 2);
-    while store.collect(P, Hlc(300), 100).unwrap().more {}
+    collect(&mut store, P, Hlc(300)).unwrap();
     assert_eq!(hlc_of(&store.reader(), "key"), None);
     let of_another = Purpose::Rebuild {
         settled: Epoch(1),
