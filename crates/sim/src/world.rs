@@ -58,13 +58,14 @@ impl World {
         env.machines = (0..=nodes + rings.late)
             .map(|node| (peer_addr(node, 0), node))
             .collect();
+        env.is_auto = rings.is_auto();
         let config = ClusterConfig {
             partition_count: PARTITION_COUNT,
             ..ClusterConfig::default()
         };
         World {
             env,
-            machines: Machines::new(nodes, rings.late, random),
+            machines: Machines::new(nodes, rings, random),
             clients: Clients::new(random, nodes, clients, &config, workload),
             config,
             scheduled: 0,
@@ -219,6 +220,13 @@ impl World {
         }
         let machine = &mut self.machines[node];
         let is_copy = machine.origin == Origin::Copy;
+        if !is_copy
+            && machine
+                .id
+                .is_some_and(|id| self.env.struck_out.contains(&id))
+        {
+            return self.follow_advice(node, reason);
+        }
         if !is_copy && !self.env.sick.contains(&node) {
             let detail = format!("node {} stopped: {reason}", node + 1);
             let invariant = "a node that nothing is wrong with goes on";
@@ -232,6 +240,18 @@ impl World {
         } else {
             self.env.counts.count("node stopped by its disk");
         }
+        machine.start_after(machine.down_ns, &mut self.env);
+    }
+
+    /// A node that was away for too long has been refused, and says that it may come back with an empty directory: it
+    /// does.
+    fn follow_advice(&mut self, node: usize, reason: &str) {
+        self.env.counts.count("removed node refused");
+        self.env
+            .line(|| format!("node {} is refused, and rightly: {reason}", node + 1));
+        let machine = &mut self.machines[node];
+        machine.kill(&mut self.env);
+        machine.wipe(&mut self.env);
         machine.start_after(machine.down_ns, &mut self.env);
     }
 
