@@ -150,13 +150,18 @@ impl World {
     fn look_at_gone(&mut self) {
         for (node, key) in std::mem::take(&mut self.env.gone) {
             let ring = self.ring_of(node, &key);
+            let settled = self.settled_of(node, &key);
             let others: Vec<(usize, Version)> = self
                 .replicas_of(node)
                 .filter(|(_, process)| ring.contains(&process.node_id()))
+                .filter(|(other, process)| {
+                    let theirs = self.settled_of(*other, &key);
+                    let watch = &self.env.watch;
+                    !watch.may_be_behind(process.node_id(), theirs, settled)
+                })
                 .filter_map(|(other, process)| Some((other, process.record(&key)?.version)))
                 .collect();
             let now_ns = self.env.now_ns;
-            let settled = self.settled_of(node, &key);
             if let Some(broken) = self.env.watch.gone(now_ns, node, &key, settled, &others) {
                 self.env.violated(broken.0, broken.1);
             }
@@ -180,7 +185,9 @@ impl World {
             let others: Vec<Held> = self
                 .replicas_of(node)
                 .filter(|(_, process)| ring.contains(&process.node_id()))
-                .filter_map(|(_, process)| process.held(partition))
+                .filter_map(|(_, process)| Some((process.node_id(), process.held(partition)?)))
+                .filter(|(id, held)| !self.env.watch.may_be_behind(*id, held.settled, epoch))
+                .map(|(_, held)| held)
                 .collect();
             let now_ns = self.env.now_ns;
             let is_dead = |record: &Record| Watch::is_dead(record, now_ns);

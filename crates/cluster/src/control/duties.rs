@@ -41,6 +41,16 @@ pub(super) enum Duty {
     RemoveMember(NodeId),
 }
 
+impl Duty {
+    /// Whether the ring was looked after before this was decided on.
+    pub(super) fn comes_after_ring(&self) -> bool {
+        matches!(
+            self,
+            Duty::Begin(..) | Duty::Abort(_) | Duty::Exclude(..) | Duty::AddMember(_)
+        )
+    }
+}
+
 /// What the decision is made of.
 pub(super) struct Situation<'a> {
     pub(super) me: NodeId,

@@ -403,13 +403,16 @@ impl RingWatch {
             .collect()
     }
 
-    /// Whether the ring is to be considered now; the next time comes a while later.
-    pub(super) fn is_due(&mut self, now_ns: u64) -> bool {
-        let due = now_ns >= self.next_ns;
-        if due {
+    /// Whether the ring is to be considered now.
+    pub(super) fn is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_ns
+    }
+
+    /// It may have been considered, if it was due; the next time comes a while later.
+    pub(super) fn looked(&mut self, now_ns: u64) {
+        if self.is_due(now_ns) {
             self.next_ns = now_ns + LOOK_EVERY_NS;
         }
-        due
     }
 
     /// Whether the same nodes have waited for a while, so that nobody is about to come beside them.

@@ -116,6 +116,8 @@ pub(crate) struct Watch {
     pub(crate) told: Vec<Told>,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
+    /// Members that a change of the ring did not wait for.
+    left_out: BTreeSet<NodeId>,
 }
 
 impl Watch {
@@ -137,6 +139,30 @@ impl Watch {
         let partition = partition_of(key, newest.rings.current.config.partition_count);
         let mut replicas = newest.replicas(partition, RingUse::BOTH);
         replicas.any(|(nodes, _)| nodes.contains(id))
+    }
+
+    /// Who was left out of a change of the ring, and is back: the others have gone on without it, and may have settled
+    /// and collected what it never heard of. It takes part again, and is held to everything, up to where it has settled
+    /// by itself.
+    pub(crate) fn may_be_behind(
+        &self,
+        node: NodeId,
+        settled: Epoch,
+        others_settled: Epoch,
+    ) -> bool {
+        self.left_out.contains(&node) && settled < others_settled
+    }
+
+    /// Whether what was collected of a key lies above what a replica has settled, which was left out.
+    fn is_behind_since_left_out(&self, node: usize, key: &Bytes, ledger: &Ledger) -> bool {
+        let count = ledger.partitions().count() as u16;
+        let settled = ledger.partition(partition_of(key, count)).settled;
+        let collected = self.collected.greatest(key);
+        let collected = collected.and_then(|version| self.records.record(key, version));
+        let (Some(id), Some(collected)) = (self.ids.get(&node), collected) else {
+            return false;
+        };
+        self.may_be_behind(*id, settled, collected.epoch)
     }
 
     /// Whether a replica has shown a version of a key, or a newer one. What was collected anywhere counts as shown.
@@ -258,6 +284,7 @@ impl Watch {
             false => {
                 self.floors.shown(view);
                 self.rings.shown(&view.rings);
+                self.left_out.extend(&view.rings.excluded);
                 self.stages.shown(view)
             }
         };
@@ -340,7 +367,8 @@ impl Watch {
                 // Who is no replica any more keeps what it held until the ring is at rest, and is not asked. It may
                 // be behind what the replicas have collected since.
                 let is_left_over = broken.0 == collected_stays_gone::INVARIANT
-                    && !self.is_replica(node, &record.key);
+                    && (!self.is_replica(node, &record.key)
+                        || self.is_behind_since_left_out(node, &record.key, ledger));
                 (!is_left_over).then_some(broken)
             }))
             .collect()

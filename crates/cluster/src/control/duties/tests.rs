@@ -295,6 +295,38 @@ fn who_is_succeeded_at_its_address_is_gone_at_once_and_others_after_their_time()
     assert_eq!(nobody_there, nodes([]), "and its successor lives");
 }
 
+/// An epoch that is due at the very moments at which the ring is to be looked after kept joiners out for ever.
+#[test]
+fn what_is_more_urgent_does_not_take_the_turn_of_the_ring() {
+    let mut world = world(3, 3);
+    world.mode = RingMode::Auto {
+        remove_after_ms: None,
+    };
+    wait_at(&mut world, 4, "d:1");
+    acknowledge(&mut world, 0);
+    world.epoch_due = true;
+    let mut watch = crate::control::ring::RingWatch::default();
+    let mut turn = |world: &World, now_ms: u64| {
+        let now_ns = now_ms * 1_000_000;
+        assert!(watch.is_due(now_ns));
+        let duty = decide(world, false).expect("something to do");
+        if duty.comes_after_ring() {
+            watch.looked(now_ns);
+        }
+        (matches!(duty, Duty::Begin(..)), watch.is_due(now_ns))
+    };
+    assert_eq!(
+        turn(&world, 0),
+        (false, true),
+        "an epoch, and the ring is due still"
+    );
+    world.epoch_due = false;
+    assert_eq!(turn(&world, 1), (true, false));
+    let later_ms = 1 + 1_000;
+    world.epoch_due = true;
+    assert_eq!(turn(&world, later_ms), (false, true));
+}
+
 /// N = 3, R = W = 2: of two replicas only one may be left out. The other was, and is back.
 #[test]
 fn a_change_that_leaves_out_who_is_back_makes_way_for_one_that_leaves_out_the_dead() {

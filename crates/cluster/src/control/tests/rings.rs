@@ -379,7 +379,16 @@ fn impossible_changes_are_refused_with_advice() {
 
 /// Three nodes on the ring, in auto mode.
 fn auto(seed: u64, remove_after_ms: Option<u64>) -> World {
+    auto_with_epochs(seed, remove_after_ms, None)
+}
+
+fn auto_with_epochs(
+    seed: u64,
+    remove_after_ms: Option<u64>,
+    epoch_interval_ms: Option<u64>,
+) -> World {
     let mut world = World::new(seed, 3);
+    world.epoch_interval_ms = epoch_interval_ms;
     world.ring_mode = RingMode::Auto { remove_after_ms };
     for node in 0..3 {
         world.restart(node);
@@ -407,6 +416,16 @@ fn in_auto_mode_a_wiped_node_comes_back_in_its_own_place() {
         assert!(!world.view(0).members.contains_key(&former));
         assert_eq!(world.view(0).transition.requests.len(), 1, "in one change");
         world.run_until(20 * SECOND, |world| world.view(0).raft.voters.len() == 3);
+    }
+}
+
+/// The leader raises an epoch at the very moments at which it would look after the ring.
+#[test]
+fn in_auto_mode_epochs_do_not_keep_joiners_out() {
+    for seed in 620..630 {
+        let mut world = auto_with_epochs(seed, None, Some(1_000));
+        world.add_node();
+        world.run_until(40 * SECOND, |world| has_ring(world, &ids(world, 0..4)));
     }
 }
 
