@@ -131,6 +131,22 @@ impl Watch {
             .or_else(|| self.floors.visible(node, record))
     }
 
+    /// A record that a replica shows after something was asked of it, by its ledger of then. What it has shown all the
+    /// time, and what the others have collected since it was left out, is no return: it has not caught up yet.
+    pub(crate) fn visible_by(
+        &mut self,
+        node: usize,
+        record: &Record,
+        ledger: &Ledger,
+    ) -> Option<Broken> {
+        let is_known = self.versions.of(node, &record.key) == Some(record.version);
+        let broken = self.visible(node, record)?;
+        let is_still_there = is_known
+            && broken.0 == collected_stays_gone::INVARIANT
+            && self.is_behind_since_left_out(node, &record.key, ledger);
+        (!is_still_there).then_some(broken)
+    }
+
     /// Whether a machine's node is a replica of a key by the latest agreed rings. In doubt it is.
     fn is_replica(&self, node: usize, key: &[u8]) -> bool {
         let (Some(id), Some(newest)) = (self.ids.get(&node), self.rings.newest()) else {
