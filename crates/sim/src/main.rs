@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand};
 use mds_sim::batch::{Stopwatch, cores as machine_cores, for_each_seed};
 use mds_sim::coverage::SEEDS_MIN;
 use mds_sim::faults::{Counts, SECOND_NS};
@@ -38,12 +38,8 @@ enum Command {
         /// Seeds at a time. Default: as many as the machine has cores.
         #[arg(long)]
         jobs: Option<NonZeroUsize>,
-        /// Without changes of the ring.
-        #[arg(long)]
-        steady: bool,
-        /// Nodes that the cluster is born with, 3 to 200. Default: three, or five in a share of the seeds.
-        #[arg(long, value_parser = clap::value_parser!(u64).range(NODES_MIN..=NODES_MAX))]
-        nodes: Option<u64>,
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// Runs many seeds of three cores alone: what coordinators and replicas say to each other, without
     /// Raft, gossip and disks. Exits with 1 if one fails.
@@ -84,12 +80,8 @@ enum Command {
         /// The nodes' own logs, too: a filter such as `info` or `mds_cluster=debug`.
         #[arg(long)]
         logs: Option<String>,
-        /// Without changes of the ring.
-        #[arg(long)]
-        steady: bool,
-        /// Nodes that the cluster is born with, 3 to 200. Default: three, or five in a share of the seeds.
-        #[arg(long, value_parser = clap::value_parser!(u64).range(NODES_MIN..=NODES_MAX))]
-        nodes: Option<u64>,
+        #[command(flatten)]
+        cluster: ClusterArgs,
     },
     /// Runs the planted bugs and says which seed caught each. Needs a build with the feature
     /// `mutations`. Exits with 1 if one is not caught.
@@ -111,15 +103,31 @@ enum Command {
     },
 }
 
+/// What the cluster of each seed is like.
+#[derive(ClapArgs)]
+struct ClusterArgs {
+    /// Without changes of the ring.
+    #[arg(long)]
+    steady: bool,
+    /// The ring is always looked after by the leader itself, where it changes. Default: in a share of the seeds.
+    #[arg(long, conflicts_with_all = ["steady", "operator"])]
+    auto: bool,
+    /// The ring is never looked after by the leader itself.
+    #[arg(long)]
+    operator: bool,
+    /// Nodes that the cluster is born with, 3 to 200. Default: three, or five in a share of the seeds.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(NODES_MIN..=NODES_MAX))]
+    nodes: Option<u64>,
+}
+
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Run {
             seeds,
             start,
             jobs,
-            steady,
-            nodes,
-        } => run_many(start, seeds, jobs, &settings(steady, nodes)),
+            cluster,
+        } => run_many(start, seeds, jobs, &settings(&cluster)),
         Command::Cores { seeds, start, jobs } => run_cores(start, seeds, jobs),
         Command::Speed { seeds } => run_speed(seeds),
         Command::Mutations { seeds, start, bug } => run_mutations(start, seeds, &bug),
@@ -130,8 +138,7 @@ fn main() -> ExitCode {
             shrink,
             bug,
             logs,
-            steady,
-            nodes,
+            cluster,
         } => {
             if let Some(name) = bug
                 && let Err(error) = plant(&name)
@@ -153,7 +160,7 @@ fn main() -> ExitCode {
             };
             let settings = Settings {
                 detail,
-                ..settings(steady, nodes)
+                ..settings(&cluster)
             };
             let report = match shrink {
                 true => shrunk(seed, &settings),
@@ -190,11 +197,14 @@ fn shrunk(seed: u64, settings: &Settings) -> Report {
     shrunk.report
 }
 
-/// Everything is drawn from the seed; changes of the ring can be left out, and the number of nodes said.
-fn settings(is_steady: bool, nodes: Option<u64>) -> Settings {
+/// Everything is drawn from the seed; changes of the ring can be left out, who looks after it and the number of nodes
+/// can be said.
+fn settings(cluster: &ClusterArgs) -> Settings {
+    let is_auto = (cluster.auto || cluster.operator).then_some(cluster.auto);
     Settings {
-        nodes: nodes.map(|nodes| nodes as usize),
-        rings: is_steady.then(RingConfig::none),
+        nodes: cluster.nodes.map(|nodes| nodes as usize),
+        rings: cluster.steady.then(RingConfig::none),
+        is_auto,
         ..Settings::default()
     }
 }
@@ -217,7 +227,7 @@ fn run_many(start: u64, seeds: u64, jobs: Option<NonZeroUsize>, settings: &Setti
     print_speed(sim_s, &watch);
     print_counts("faults", &coverage.faults);
     print_counts("reached", &coverage.reached);
-    let missing = coverage.missing(settings.rings == Some(RingConfig::none()));
+    let missing = coverage.missing(settings);
     let is_covered = missing.is_empty() || seeds < SEEDS_MIN;
     if !missing.is_empty() {
         println!("never reached: {}", missing.join(", "));

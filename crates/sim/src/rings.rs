@@ -6,16 +6,25 @@
 //! the leader may change, an earlier change may have to end first. Of its own accord it *excludes* a directory
 //! that is gone and holds a change up, lets the new node on that machine *replace* it, *removes* it if it was only
 //! waiting, and switches machines off whose nodes have left.
+//!
+//! **In auto mode** ([`RingMode::Auto`], a share of the runs) the cluster's leader does most of that: who comes late joins
+//! by itself, a wiped node takes its former self's place, who is away for long is removed. The administrator asks for
+//! nothing of the kind then. What is left to it is what that mode never does: leaving, weights, N, R and W, calling
+//! a change off; and a change that nobody can end, because more replicas of a partition are gone than may be left out by
+//! rule: it calls that off, or beyond the point of no return, where the next ring has everything, takes the lost one out by force.
+//! A sound node that was removed for being away is refused when it returns, with advice; the administrator follows it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mds_cluster::view::MemberStage;
-use mds_cluster::{AdminRequest, ClusterView, Quorums, RequestFate, RingRequest, Standing};
-use mds_types::{NodeId, RequestId, RingStage};
+use mds_cluster::{
+    AdminRequest, ClusterView, Quorums, RequestFate, RingMode, RingRequest, Standing,
+};
+use mds_types::{NodeId, RequestId, RingStage, TopologyVersion};
 
 use crate::event::Event;
-use crate::faults::{Action, MILLISECOND_NS, Schedule};
+use crate::faults::{Action, MILLISECOND_NS, SECOND_NS, Schedule};
 use crate::node::{ControlInput, Origin, Process};
 use crate::random::Random;
 use crate::world::World;
@@ -50,11 +59,30 @@ const fn quorums(replicas: u8, read: u8, write: u8) -> Quorums {
 /// Runs in which the ring never changes: one of so many.
 const STEADY_ONE_IN: u64 = 3;
 
+/// The leader looks after the ring in one of so many of the runs in which it changes.
+const AUTO_ONE_IN: u64 = 4;
+
+/// How long a node is dead before it is removed, in auto mode, milliseconds: so short that it happens within a run.
+const REMOVE_AFTER_MS_MIN: u64 = 1_000;
+const REMOVE_AFTER_MS_MAX: u64 = 4_000;
+
+/// In auto mode a node stays away for long in one of so many runs.
+const AWAY_ONE_IN: u64 = 2;
+
+/// For so long, nanoseconds.
+const AWAY_NS_MIN: u64 = 8 * SECOND_NS;
+const AWAY_NS_MAX: u64 = 20 * SECOND_NS;
+
+/// In auto mode a lost node is in the way of a change for so many looks before the administrator steps in.
+const AUTO_PATIENCE_LOOKS: u32 = 50;
+
 /// How much the ring changes in a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RingConfig {
     /// Whether anybody looks after the ring at all: replaces what is lost, excludes what is in the way.
     pub is_looked_after: bool,
+    /// Who does: the administrator alone, or the leader by itself and the administrator where it cannot.
+    pub mode: RingMode,
     /// Machines that are not there when the cluster is born, and may join it.
     pub late: usize,
     /// Acts of the administrator.
@@ -68,6 +96,7 @@ impl RingConfig {
     pub fn none() -> RingConfig {
         RingConfig {
             is_looked_after: false,
+            mode: RingMode::Operator,
             late: 0,
             acts: 0,
             abort_ppm: 0,
@@ -81,10 +110,49 @@ impl RingConfig {
         }
         RingConfig {
             is_looked_after: true,
+            mode: RingMode::Operator,
             late: random.between(1, 2) as usize,
             acts: random.between(1, 4),
             abort_ppm: random.below(500_001) as u32,
         }
+    }
+
+    /// Has the leader look after the ring in a share of the runs, or always, or never. In a steady ring nobody does.
+    #[must_use]
+    pub fn in_drawn_mode(self, random: &mut Random, is_auto: Option<bool>) -> RingConfig {
+        let drawn = random.below(AUTO_ONE_IN) == 0;
+        let after_ms = random.between(REMOVE_AFTER_MS_MIN, REMOVE_AFTER_MS_MAX);
+        let mode = match self.is_looked_after && is_auto.unwrap_or(drawn) {
+            true => RingMode::Auto {
+                remove_after_ms: Some(after_ms),
+            },
+            false => RingMode::Operator,
+        };
+        RingConfig { mode, ..self }
+    }
+
+    /// Whether the leader looks after the ring.
+    pub fn is_auto(&self) -> bool {
+        matches!(self.mode, RingMode::Auto { .. })
+    }
+
+    /// In auto mode: somebody who stays away for so long that it is removed, maybe.
+    pub(crate) fn draw_absence(
+        &self,
+        random: &mut Random,
+        nodes: usize,
+        lasts_ns: u64,
+    ) -> Schedule {
+        if !self.is_auto() || random.below(AWAY_ONE_IN) != 0 {
+            return Schedule::new();
+        }
+        let (node, at_ns) = (random.index(nodes), random.below(lasts_ns / 2));
+        let down_ns = random.between(AWAY_NS_MIN, AWAY_NS_MAX);
+        let away = match random.below(2) {
+            0 => Action::Kill { node, down_ns },
+            _ => Action::PowerLoss { node, down_ns },
+        };
+        vec![(at_ns, away)]
     }
 
     /// The acts, within the time of the faults.
@@ -166,6 +234,10 @@ struct Wish {
 /// The administrator.
 pub(crate) struct Administrator {
     is_at_work: bool,
+    /// The leader does what it can by itself.
+    is_auto: bool,
+    /// For how many looks a lost node has been in the way of which version of the ring.
+    in_the_way: (TopologyVersion, u32),
     requests: u128,
     wishes: VecDeque<Wish>,
     /// Requests to replace a lost one by the node of a machine.
@@ -177,6 +249,8 @@ impl Administrator {
     pub(crate) fn new(config: &RingConfig) -> Administrator {
         Administrator {
             is_at_work: config.is_looked_after,
+            is_auto: config.is_auto(),
+            in_the_way: (TopologyVersion(0), 0),
             requests: 0,
             wishes: VecDeque::new(),
             replacing: BTreeMap::new(),
@@ -206,6 +280,9 @@ impl World {
             && self.machines[node].unpack()
         {
             self.env.after(0, Event::Start { node });
+        }
+        if self.administrator.is_auto && matches!(act, RingAct::Join { .. }) {
+            return;
         }
         let request = self.administrator.next_request();
         self.administrator.wishes.push_back(Wish {
@@ -248,7 +325,14 @@ impl World {
                     .get(&view.me)
                     .is_none_or(|member| member.stage != MemberStage::Left)
         };
+        // Whoever waits is about to join by itself.
+        let joins = |process: &Process| {
+            let member = newest.members.get(&process.node_id());
+            member.is_none_or(|member| member.stage == MemberStage::Waiting)
+        };
+        let is_complete = !self.administrator.is_auto || !self.processes().any(joins);
         newest.transition.stage == RingStage::Stable
+            && is_complete
             && newest.transition.blocked_by.is_empty()
             && !newest
                 .members
@@ -328,17 +412,32 @@ impl World {
         let gone = in_the_way
             .filter(|node| self.env.lost.contains(node) && !change.excluded.contains(node))
             .min();
-        if let Some(node) = gone {
+        let Some(node) = gone else { return };
+        if !self.administrator.is_auto {
             let forced = false;
-            self.ask(request, RingRequest::Exclude { node, forced });
+            return self.ask(request, RingRequest::Exclude { node, forced });
         }
+        let (version, looks) = &mut self.administrator.in_the_way;
+        match *version == view.topology.version {
+            true => *looks += 1,
+            false => (*version, *looks) = (view.topology.version, 1),
+        }
+        if *looks < AUTO_PATIENCE_LOOKS {
+            return;
+        }
+        self.env.reached.count("leader helped in auto mode");
+        let ask = match change.stage.may_abort() {
+            true => RingRequest::Abort,
+            false => RingRequest::Exclude { node, forced: true },
+        };
+        self.ask(request, ask);
     }
 
     fn begin_changes(&mut self, view: &ClusterView) {
         let known = &view.transition.requests;
         let is_over = |wish: &Wish| known.iter().any(|(request, _)| *request == wish.request);
         self.administrator.wishes.retain(|wish| !is_over(wish));
-        if self.replace_lost(view) || self.remove_lost(view) {
+        if !self.administrator.is_auto && (self.replace_lost(view) || self.remove_lost(view)) {
             return;
         }
         let Some(mut wish) = self.administrator.wishes.pop_front() else {

@@ -101,6 +101,8 @@ pub struct Settings {
     pub faults: Option<FaultConfig>,
     /// How the ring changes. None: drawn from the seed.
     pub rings: Option<RingConfig>,
+    /// Whether the leader looks after a ring that is drawn. None: in a share of the runs.
+    pub is_auto: Option<bool>,
     /// Machines may lose their power while the cluster is born.
     pub is_birth_hard: bool,
     /// Which large faults of the schedule happen, by their number. None: all.
@@ -132,6 +134,7 @@ impl Default for Settings {
             schedule: None,
             faults: None,
             rings: None,
+            is_auto: None,
             is_birth_hard: true,
             keep: None,
             detail: Detail::Nothing,
@@ -217,6 +220,7 @@ fn live(seed: u64, settings: &Settings) -> Report {
     let drawn_faults = FaultConfig::draw(&mut random.part("rates", 0));
     let faults = settings.faults.clone().unwrap_or(drawn_faults);
     let drawn_rings = RingConfig::draw(&mut random.part("rings", 0));
+    let drawn_rings = drawn_rings.in_drawn_mode(&mut random.part("ring mode", 0), settings.is_auto);
     let rings = settings.rings.clone().unwrap_or(drawn_rings);
     // Five: more than replicas, so that no node holds everything.
     let drawn = match random.part("nodes", 0).below(4) {
@@ -238,6 +242,9 @@ fn live(seed: u64, settings: &Settings) -> Report {
     );
     if world.machines.len() > usize::from(world.config.replicas) {
         world.env.reached.count("more nodes than replicas");
+    }
+    if rings.is_auto() {
+        world.env.reached.count("leader looks after the ring");
     }
     if birth(&mut world, &random, settings.is_birth_hard) {
         suffer(&mut world, &random, settings, &rings);
@@ -331,12 +338,14 @@ fn is_complete(world: &World) -> bool {
 fn suffer(world: &mut World, random: &Random, settings: &Settings, rings: &RingConfig) {
     let faults_ns = settings.faults_ns;
     let mut on_ring = random.part("ring acts", 0);
+    let mut absence = random.part("absence", 0);
     let mut random = random.part("schedule", 0);
     world
         .env
         .line(|| "the clients begin, and so do the faults".to_owned());
     let mut drawn = draw_schedule(&mut random, world.machines.len(), faults_ns);
     drawn.extend(rings.draw_acts(&mut on_ring, world.founders, faults_ns));
+    drawn.extend(rings.draw_absence(&mut absence, world.founders, faults_ns));
     let schedule = settings.schedule.clone().unwrap_or(drawn);
     world.scheduled = schedule.len();
     for (number, (after_ns, action)) in schedule.into_iter().enumerate() {

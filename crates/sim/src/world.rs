@@ -58,13 +58,14 @@ impl World {
         env.machines = (0..=nodes + rings.late)
             .map(|node| (peer_addr(node, 0), node))
             .collect();
+        env.is_auto = rings.is_auto();
         let config = ClusterConfig {
             partition_count: PARTITION_COUNT,
             ..ClusterConfig::default()
         };
         World {
             env,
-            machines: Machines::new(nodes, rings.late, random),
+            machines: Machines::new(nodes, rings, random),
             clients: Clients::new(random, nodes, clients, &config, workload),
             config,
             scheduled: 0,
@@ -149,13 +150,18 @@ impl World {
     fn look_at_gone(&mut self) {
         for (node, key) in std::mem::take(&mut self.env.gone) {
             let ring = self.ring_of(node, &key);
+            let settled = self.settled_of(node, &key);
             let others: Vec<(usize, Version)> = self
                 .replicas_of(node)
                 .filter(|(_, process)| ring.contains(&process.node_id()))
+                .filter(|(other, process)| {
+                    let theirs = self.settled_of(*other, &key);
+                    let watch = &self.env.watch;
+                    !watch.may_be_behind(process.node_id(), theirs, settled)
+                })
                 .filter_map(|(other, process)| Some((other, process.record(&key)?.version)))
                 .collect();
             let now_ns = self.env.now_ns;
-            let settled = self.settled_of(node, &key);
             if let Some(broken) = self.env.watch.gone(now_ns, node, &key, settled, &others) {
                 self.env.violated(broken.0, broken.1);
             }
@@ -179,7 +185,9 @@ impl World {
             let others: Vec<Held> = self
                 .replicas_of(node)
                 .filter(|(_, process)| ring.contains(&process.node_id()))
-                .filter_map(|(_, process)| process.held(partition))
+                .filter_map(|(_, process)| Some((process.node_id(), process.held(partition)?)))
+                .filter(|(id, held)| !self.env.watch.may_be_behind(*id, held.settled, epoch))
+                .map(|(_, held)| held)
                 .collect();
             let now_ns = self.env.now_ns;
             let is_dead = |record: &Record| Watch::is_dead(record, now_ns);
@@ -219,6 +227,13 @@ impl World {
         }
         let machine = &mut self.machines[node];
         let is_copy = machine.origin == Origin::Copy;
+        if !is_copy
+            && machine
+                .id
+                .is_some_and(|id| self.env.struck_out.contains(&id))
+        {
+            return self.follow_advice(node, reason);
+        }
         if !is_copy && !self.env.sick.contains(&node) {
             let detail = format!("node {} stopped: {reason}", node + 1);
             let invariant = "a node that nothing is wrong with goes on";
@@ -232,6 +247,18 @@ impl World {
         } else {
             self.env.counts.count("node stopped by its disk");
         }
+        machine.start_after(machine.down_ns, &mut self.env);
+    }
+
+    /// A node that was away for too long has been refused, and says that it may come back with an empty directory: it
+    /// does.
+    fn follow_advice(&mut self, node: usize, reason: &str) {
+        self.env.counts.count("removed node refused");
+        self.env
+            .line(|| format!("node {} is refused, and rightly: {reason}", node + 1));
+        let machine = &mut self.machines[node];
+        machine.kill(&mut self.env);
+        machine.wipe(&mut self.env);
         machine.start_after(machine.down_ns, &mut self.env);
     }
 

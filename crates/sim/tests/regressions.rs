@@ -4,6 +4,30 @@
 use mds_sim::rings::RingConfig;
 use mds_sim::{Settings, run};
 
+/// As all runs were before the leader looked after the ring in some of them.
+fn by_operator() -> Settings {
+    Settings {
+        is_auto: Some(false),
+        ..Settings::default()
+    }
+}
+
+/// In auto mode: an epoch that was due at the very moments of the look at the ring kept a joiner out for ever (52). A
+/// node that was left out of a change came back, was found wrong and filled anew, and answered meanwhile: acknowledged
+/// values were read as absent (66, 193, 286). What it still showed had been collected by the others (47, 69), which is
+/// no harm: they have settled it, so no reader takes it for the newest.
+#[test]
+fn who_was_left_out_of_a_change_comes_back_without_harm() {
+    let auto = Settings {
+        is_auto: Some(true),
+        ..Settings::default()
+    };
+    for seed in [47, 52, 66, 69, 193, 286] {
+        let report = run(seed, &auto);
+        assert_eq!(report.violations, [], "seed {seed}");
+    }
+}
+
 /// A copy of a node's directory that was started often, refused each time, and removed: its original
 /// stayed out of gossip for good (15, 342), or was refused for not having what the copy had acknowledged
 /// to Raft (582).
@@ -26,7 +50,7 @@ fn a_refused_copy_leaves_its_original_alone() {
 #[test]
 fn a_change_of_the_ring_ends_and_leaves_nothing_behind() {
     for seed in [52, 163, 1410, 1773, 2287] {
-        let report = run(seed, &Settings::default());
+        let report = run(seed, &by_operator());
         assert_eq!(report.violations, [], "seed {seed}");
     }
 }
@@ -36,10 +60,7 @@ fn a_change_of_the_ring_ends_and_leaves_nothing_behind() {
 #[test]
 fn hints_for_who_did_not_join_after_all_are_given_up() {
     for seed in [52, 163] {
-        let settings = Settings {
-            rings: None,
-            ..Settings::default()
-        };
+        let settings = by_operator();
         let report = run(seed, &settings);
         assert_eq!(report.violations, [], "seed {seed}");
     }
@@ -49,10 +70,7 @@ fn hints_for_who_did_not_join_after_all_are_given_up() {
 /// shown again.
 #[test]
 fn pages_do_not_show_what_was_collected_between_them() {
-    let settings = Settings {
-        rings: None,
-        ..Settings::default()
-    };
+    let settings = by_operator();
     let report = run(397, &settings);
     assert_eq!(report.violations, [], "seed 397");
 }
@@ -61,10 +79,7 @@ fn pages_do_not_show_what_was_collected_between_them() {
 /// the members said did not concern it, and they did not invite it, because they knew its original.
 #[test]
 fn a_copy_from_before_the_cluster_is_refused() {
-    let settings = Settings {
-        rings: None,
-        ..Settings::default()
-    };
+    let settings = by_operator();
     let report = run(1410, &settings);
     assert_eq!(report.violations, [], "seed 1410");
 }

@@ -6,6 +6,7 @@ use mds_types::limits::VOTERS_MAX;
 use mds_types::{Epoch, Hlc, NodeId, RequestId, TopologyVersion};
 
 use super::RingMode;
+use super::ring::successor;
 use crate::gossip::Peer;
 use crate::state::{ClusterState, Command, NewMember, Response, RingChange};
 use crate::view::MemberStage;
@@ -40,6 +41,16 @@ pub(super) enum Duty {
     RemoveMember(NodeId),
 }
 
+impl Duty {
+    /// Whether the ring was looked after before this was decided on.
+    pub(super) fn comes_after_ring(&self) -> bool {
+        matches!(
+            self,
+            Duty::Begin(..) | Duty::Abort(_) | Duty::Exclude(..) | Duty::AddMember(_)
+        )
+    }
+}
+
 /// What the decision is made of.
 pub(super) struct Situation<'a> {
     pub(super) me: NodeId,
@@ -55,7 +66,8 @@ pub(super) struct Situation<'a> {
     /// For an epoch that begins now.
     pub(super) floor: Hlc,
     pub(super) mode: RingMode,
-    /// Members that have been dead for as long as the mode says.
+    /// Members that are gone for good, as far as the mode may say so: dead for as long as it says, or dead and
+    /// succeeded by another directory at their address.
     pub(super) long_dead: &'a BTreeSet<NodeId>,
     /// Members that nobody has heard of for a while.
     pub(super) unheard: &'a BTreeSet<NodeId>,
@@ -162,24 +174,35 @@ fn change_of_ring(situation: &Situation<'_>) -> Option<Duty> {
         // still needed by the others, who cannot verify without it: it blocks without being named.
         let is_needed =
             |node: &&NodeId| state.members.contains_key(*node) && !open.excluded.contains(*node);
-        let dead = *situation.long_dead.iter().find(is_needed)?;
+        let dead: Vec<NodeId> = situation
+            .long_dead
+            .iter()
+            .filter(is_needed)
+            .copied()
+            .collect();
         // A joiner that died before it holds anything is better left out than waited for later.
-        if open.stage.may_abort() && open.change.join.contains(&dead) {
+        let may_abort = open.stage.may_abort();
+        if may_abort && dead.iter().any(|node| open.change.join.contains(node)) {
             return Some(Duty::Abort(open.request));
         }
         let request = open.request;
-        let exclude = Command::Exclude {
-            request,
-            node: dead,
-            forced: false,
+        let may_exclude = |node: &&NodeId| {
+            may(&Command::Exclude {
+                request,
+                node: **node,
+                forced: false,
+            })
         };
-        return may(&exclude).then_some(Duty::Exclude(request, dead));
+        if let Some(node) = dead.iter().find(may_exclude) {
+            return Some(Duty::Exclude(request, *node));
+        }
+        // One too many, perhaps only because somebody else is left out who is back again: better to begin anew.
+        let is_back = |node: &NodeId| situation.is_alive(*node);
+        let is_moot = !dead.is_empty() && open.excluded.iter().any(is_back);
+        return (is_moot && may_abort).then_some(Duty::Abort(request));
     }
-    let waiting = state.members.iter().filter(|(node, member)| {
-        member.stage == MemberStage::Waiting && member.boot > 0 && situation.is_alive(**node)
-    });
-    let join: BTreeSet<NodeId> = match situation.joiners_settled {
-        true => waiting.map(|(node, _)| *node).collect(),
+    let join = match situation.joiners_settled {
+        true => joiners(situation),
         false => BTreeSet::new(),
     };
     let on_ring = |node: &&NodeId| state.topology.member(**node).is_some();
@@ -201,6 +224,23 @@ fn change_of_ring(situation: &Situation<'_>) -> Option<Duty> {
         }
         change.remove_dead.pop_last()?;
     }
+}
+
+/// Who waits, lives, and may join at once. Who has the address of a member of the ring that is not gone for good yet
+/// will be, as soon as that is sure: it takes that one's place, in one change instead of two.
+fn joiners(situation: &Situation<'_>) -> BTreeSet<NodeId> {
+    let state = situation.state;
+    let waiting = state.members.iter().filter(|(node, member)| {
+        member.stage == MemberStage::Waiting && member.boot > 0 && situation.is_alive(**node)
+    });
+    let mut joiners: BTreeSet<NodeId> = waiting.map(|(node, _)| *node).collect();
+    let on_ring = state.topology.members.iter().map(|member| member.node);
+    for node in on_ring.filter(|node| !situation.long_dead.contains(node)) {
+        if let Some(early) = successor(state, node, &joiners) {
+            joiners.remove(&early);
+        }
+    }
+    joiners
 }
 
 /// Voters that a cluster of this many members has: odd, for an even one more adds a way to lose the

@@ -151,6 +151,10 @@ impl Control {
             joiners_settled: self.watch.joiners_settled(self.now_ns),
             request,
         });
+        // A more urgent duty, such as an epoch that is due at the same moments, does not take this one's turn.
+        if duty.as_ref().is_none_or(Duty::comes_after_ring) {
+            self.watch.looked(self.now_ns);
+        }
         let events = self.events.clone();
         let Some(duty) = duty else {
             self.exec.enter(|| drop(raft));

@@ -304,6 +304,24 @@ impl Control {
     }
 }
 
+/// Who, of those that wait, has the address of another member.
+pub(super) fn successor(
+    state: &ClusterState,
+    of: NodeId,
+    waiting: &BTreeSet<NodeId>,
+) -> Option<NodeId> {
+    let addr = &state.members.get(&of)?.info.peer_addr;
+    let has_it = |node: &NodeId| {
+        let member = state.members.get(node);
+        *node != of && member.is_some_and(|member| member.info.peer_addr == *addr)
+    };
+    let has_addr = !addr.is_empty();
+    waiting
+        .iter()
+        .find(|node| has_addr && has_it(node))
+        .copied()
+}
+
 /// What a leader has seen of members over time. Begins anew with each leadership.
 #[derive(Default)]
 pub(super) struct RingWatch {
@@ -316,7 +334,8 @@ pub(super) struct RingWatch {
 }
 
 impl RingWatch {
-    /// Looks at gossip; whom it has held for dead for long enough.
+    /// Looks at gossip; in auto mode: which members are gone for good. That is whom gossip has held for dead for long
+    /// enough, and the dead whose address somebody else has.
     pub(super) fn look(
         &mut self,
         now_ns: u64,
@@ -343,13 +362,33 @@ impl RingWatch {
         for node in state.members.keys().filter(|node| !alive(node)) {
             self.dead_since_ns.entry(*node).or_insert(now_ns);
         }
-        let RingMode::Auto {
-            remove_after_ms: Some(after_ms),
-        } = mode
-        else {
+        let RingMode::Auto { remove_after_ms } = mode else {
             return BTreeSet::new();
         };
-        self.dead_for(now_ns, after_ms.saturating_mul(1_000_000))
+        let mut gone = self.succeeded(now_ns, state, peers);
+        if let Some(after_ms) = remove_after_ms {
+            gone.extend(self.dead_for(now_ns, after_ms.saturating_mul(1_000_000)));
+        }
+        gone
+    }
+
+    /// Dead members at whose address another directory answers: a node that was wiped, or a new machine in an old
+    /// one's place. Nobody need wait for them, they are not being mended.
+    fn succeeded(
+        &self,
+        now_ns: u64,
+        state: &ClusterState,
+        peers: &BTreeMap<NodeId, Peer>,
+    ) -> BTreeSet<NodeId> {
+        let unheard = self.unheard(now_ns);
+        // Who is not known to gossip at all may be about to say hello to a leader that has just started.
+        let is_dead = |node: &NodeId| {
+            unheard.contains(node) || peers.get(node).is_some_and(|peer| !peer.alive)
+        };
+        let dead = self.dead_since_ns.keys().filter(|node| is_dead(node));
+        dead.filter(|node| successor(state, **node, &self.joiners).is_some())
+            .copied()
+            .collect()
     }
 
     /// Members that gossip has not shown alive for [`UNHEARD_NS`]: dead, or not known to it at all.
@@ -364,13 +403,16 @@ impl RingWatch {
             .collect()
     }
 
-    /// Whether the ring is to be considered now; the next time comes a while later.
-    pub(super) fn is_due(&mut self, now_ns: u64) -> bool {
-        let due = now_ns >= self.next_ns;
-        if due {
+    /// Whether the ring is to be considered now.
+    pub(super) fn is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_ns
+    }
+
+    /// It may have been considered, if it was due; the next time comes a while later.
+    pub(super) fn looked(&mut self, now_ns: u64) {
+        if self.is_due(now_ns) {
             self.next_ns = now_ns + LOOK_EVERY_NS;
         }
-        due
     }
 
     /// Whether the same nodes have waited for a while, so that nobody is about to come beside them.

@@ -10,7 +10,10 @@
 //! node knows is served without asking whether this node is a replica: the sender knows more, and keeping
 //! a record that one turns out not to own is harmless.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use mds_storage::store::{Ledger, PartitionState};
 use mds_types::limits::KEY_BYTES_MAX;
 use mds_types::mutation::{Mutation, is_on};
 use mds_types::{Epoch, PartitionId, Record, RingUse, TopologyVersion};
@@ -212,6 +215,13 @@ impl Core {
         if !is_known && version <= self.rings.version() {
             return Err(Status::NotReplica);
         }
+        let is_new = match request {
+            ReplicaRequest::Put { purpose, .. } => *purpose != Purpose::Repair,
+            _ => false,
+        };
+        if self.is_rebuilding(partition) && !is_new {
+            return Err(Status::NotServing);
+        }
         if let ReplicaRequest::Put { record, .. } = request {
             if self.store_backlog >= STORE_BACKLOG_MAX
                 || self.store_backlog_bytes >= STORE_BACKLOG_BYTES_MAX
@@ -230,6 +240,19 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Whether this node is a replica of a partition in the present ring and yet does not hold it whole: it was found
+    /// wrong, as it is after it was left out of a change of the ring, and is being filled again. Until it is, it knows
+    /// nothing of what is absent: a read that counted it might miss what was acknowledged. Nor may it answer a repair,
+    /// for what its stream is to bring it refuses as settled, which would be taken for "it was deleted".
+    fn is_rebuilding(&self, partition: PartitionId) -> bool {
+        let ledger = self.sync.ledger.as_ref();
+        let is_held =
+            |ledger: &Arc<Ledger>| ledger.partition(partition).state == PartitionState::Held;
+        self.rings
+            .holds_in(RingUse::CURRENT, partition, self.view.me)
+            && !ledger.is_none_or(is_held)
     }
 
     /// Takes what became of merges.

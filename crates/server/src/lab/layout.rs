@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SettingArgs;
 use crate::cli::Failure;
-use crate::config::{ConfigValue, EngineKind, FsyncPolicy, NodeConfig};
+use crate::config::{ConfigValue, EngineKind, FsyncPolicy, NodeConfig, RingModeKind};
 
 /// Nodes of a lab, at most, those that have left included: more are no use on one machine, and ports would collide.
 pub(super) const NODES_MAX: u32 = 32;
@@ -67,6 +67,16 @@ pub(super) struct Settings {
     /// How often the epoch advances, milliseconds.
     #[serde(default = "epoch_interval_ms")]
     pub(super) epoch_interval_ms: u64,
+    /// Who changes the ring.
+    #[serde(default = "ring_mode")]
+    pub(super) ring_mode: String,
+    /// How long a node has to be dead before it is removed by itself, milliseconds; 0: never.
+    #[serde(default)]
+    pub(super) remove_after_ms: u64,
+}
+
+fn ring_mode() -> String {
+    RingModeKind::Operator.to_string()
 }
 
 fn epoch_interval_ms() -> u64 {
@@ -76,11 +86,14 @@ fn epoch_interval_ms() -> u64 {
 impl Settings {
     /// What was asked for, on top of what the lab was made of before, if it was.
     pub(super) fn new(asked: &SettingArgs, before: Option<&Settings>) -> Result<Settings, Failure> {
+        let or = |asked: &Option<String>, before: &String| asked.clone().unwrap_or(before.clone());
         let settings = match before {
             Some(before) => Settings {
-                fsync: asked.fsync.clone().unwrap_or_else(|| before.fsync.clone()),
+                fsync: or(&asked.fsync, &before.fsync),
                 port_offset: asked.port_offset.unwrap_or(before.port_offset),
                 epoch_interval_ms: asked.epoch_interval_ms.unwrap_or(before.epoch_interval_ms),
+                ring_mode: or(&asked.ring_mode, &before.ring_mode),
+                remove_after_ms: asked.remove_after_ms.unwrap_or(before.remove_after_ms),
                 ..before.clone()
             },
             None => {
@@ -95,6 +108,8 @@ impl Settings {
                     fsync: asked.fsync.clone().unwrap_or_else(|| "always".to_owned()),
                     port_offset: asked.port_offset.unwrap_or(0),
                     epoch_interval_ms: asked.epoch_interval_ms.unwrap_or(EPOCH_INTERVAL_MS),
+                    ring_mode: asked.ring_mode.clone().unwrap_or_else(ring_mode),
+                    remove_after_ms: asked.remove_after_ms.unwrap_or(0),
                 }
             }
         };
@@ -153,7 +168,14 @@ impl Settings {
         }
         self.engine()?;
         self.fsync()?;
-        Ok(())
+        let config = NodeConfig {
+            ring_mode: self.ring_mode()?,
+            remove_after_ms: self.remove_after_ms,
+            ..NodeConfig::default()
+        };
+        config
+            .validate()
+            .map_err(|problems| Failure::usage(problems.join("; ")))
     }
 
     fn engine(&self) -> Result<EngineKind, Failure> {
@@ -163,6 +185,12 @@ impl Settings {
 
     fn fsync(&self) -> Result<FsyncPolicy, Failure> {
         FsyncPolicy::parse(&self.fsync).map_err(|error| Failure::usage(format!("--fsync: {error}")))
+    }
+
+    /// Who changes the ring.
+    pub(super) fn ring_mode(&self) -> Result<RingModeKind, Failure> {
+        RingModeKind::parse(&self.ring_mode)
+            .map_err(|error| Failure::usage(format!("--ring-mode: {error}")))
     }
 
     /// The addresses of a node.
@@ -191,6 +219,8 @@ impl Settings {
             peer_listen: addrs.peer,
             epoch_interval_ms: self.epoch_interval_ms,
             scrub_interval_ms: SCRUB_INTERVAL_MS,
+            ring_mode: self.ring_mode()?,
+            remove_after_ms: self.remove_after_ms,
             seeds: others
                 .map(|other| self.addrs(other).peer.to_string())
                 .collect(),
@@ -346,6 +376,17 @@ mod tests {
             ..SettingArgs::default()
         };
         assert_eq!(Settings::new(&asked, Some(&made)).unwrap().fsync, "os");
+        let asked = SettingArgs {
+            ring_mode: Some("auto".to_owned()),
+            remove_after_ms: Some(20_000),
+            ..SettingArgs::default()
+        };
+        let auto = Settings::new(&asked, Some(&made)).unwrap();
+        let resumed = Settings::new(&SettingArgs::default(), Some(&auto)).unwrap();
+        assert_eq!(
+            (resumed.ring_mode.as_str(), resumed.remove_after_ms),
+            ("auto", 20_000)
+        );
     }
 
     #[test]
@@ -365,6 +406,20 @@ mod tests {
                 ..none()
             })
             .contains("--n ")
+        );
+        assert!(
+            wrong(SettingArgs {
+                ring_mode: Some("x".into()),
+                ..none()
+            })
+            .contains("--ring-mode")
+        );
+        assert!(
+            wrong(SettingArgs {
+                remove_after_ms: Some(20_000),
+                ..none()
+            })
+            .contains("set ring_mode to `auto`")
         );
         assert!(
             wrong(SettingArgs {

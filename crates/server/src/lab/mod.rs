@@ -92,6 +92,14 @@ pub(crate) struct SettingArgs {
     /// How often the epoch advances; may change at each start [default: 10000; a real cluster's: 900000]
     #[arg(long, value_name = "MS")]
     epoch_interval_ms: Option<u64>,
+    /// Who changes the ring: operator (only you do) or auto (waiting nodes join by themselves, and wiped ones come back);
+    /// may change at each start [default: operator]
+    #[arg(long, value_name = "MODE")]
+    ring_mode: Option<String>,
+    /// With --ring-mode auto: how long a node has to be dead before it is taken off the ring for good; 0: never; may
+    /// change at each start [default: 0]
+    #[arg(long, value_name = "MS")]
+    remove_after_ms: Option<u64>,
 }
 
 /// What to do to a running lab.

@@ -8,6 +8,7 @@ use super::layout::{LabDir, NODES_MAX, Settings};
 use super::start::{self, Cancel};
 use super::state::{Asked, NodeState, State, Supervision};
 use crate::cli::{Client, Failure, Waiting, change_ring, output};
+use crate::config::RingModeKind;
 use crate::http::bodies::{RingAskBody, StatusBody, TransitionBody};
 
 /// How long a new node may take to become a member.
@@ -59,8 +60,10 @@ pub(super) fn add(dir: &Path) -> Result<(), Failure> {
     output::line(format!(
         "node {node} is a member that waits; it joins the ring"
     ))?;
-    let client = others(&dir, node)?;
-    change(&client, "join", node)?;
+    match settings.ring_mode()? {
+        RingModeKind::Auto => wait_active(&settings, node)?,
+        RingModeKind::Operator => change(&others(&dir, node)?, "join", node)?,
+    }
     output::line(format!("node {node} has joined"))
 }
 
@@ -141,11 +144,25 @@ fn change(client: &Client, action: &str, node: u32) -> Result<(), Failure> {
 
 /// Waits until the cluster has taken a node up.
 fn wait_member(settings: &Settings, node: u32) -> Result<(), Failure> {
+    wait_standing(settings, node, &["waiting", "active"], MEMBER_PATIENCE)
+}
+
+/// Waits until a node is on the ring, onto which the leader takes it by itself.
+fn wait_active(settings: &Settings, node: u32) -> Result<(), Failure> {
+    wait_standing(settings, node, &["active"], CHANGE_PATIENCE)
+}
+
+fn wait_standing(
+    settings: &Settings,
+    node: u32,
+    wanted: &[&str],
+    patience: Duration,
+) -> Result<(), Failure> {
     let client = start::client(settings, node)?;
-    wait_until(MEMBER_PATIENCE, || {
+    wait_until(patience, || {
         let status: StatusBody = client.get("/v1/status")?;
-        let is_member = matches!(status.standing.as_str(), "waiting" | "active");
-        Ok((!is_member).then_some(format!(
+        let is_there = wanted.contains(&status.standing.as_str());
+        Ok((!is_there).then_some(format!(
             "node {node} is {}: {}",
             status.standing, status.reason
         )))

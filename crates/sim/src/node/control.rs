@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mds_cluster::{AdminRequest, ClusterView, Control, RaftRole, RequestFate, Standing};
+use mds_cluster::{
+    AdminRequest, ClusterView, Control, MemberStage, MemberView, RaftRole, RequestFate, Standing,
+};
 use mds_node::core::RingReport;
 use mds_types::{NodeId, TopologyVersion};
 
@@ -194,6 +196,9 @@ impl Process {
             }
             // It has left, and nobody knows it any more.
             (_, Standing::Refused(_)) if env.welcome.contains(&self.node_id()) => {}
+            (_, Standing::Refused(reason)) if env.struck_out.contains(&self.node_id()) => {
+                env.node_failed(self.name(), format!("refused: {reason}"));
+            }
             (_, Standing::Refused(reason)) => {
                 let detail = format!("node {node} was refused: {reason}");
                 env.violated("a node that nothing is wrong with goes on", detail);
@@ -202,7 +207,10 @@ impl Process {
                 let detail = format!("node {node} came from a copy and is active");
                 env.violated("an old copy of a directory is refused", detail);
             }
-            (Origin::Empty, Standing::Active) if !env.welcome.contains(&self.node_id()) => {
+            (Origin::Empty, Standing::Active)
+                if !env.welcome.contains(&self.node_id())
+                    && !env.newcomers.contains(&self.node_id()) =>
+            {
                 let detail = format!("node {node} was wiped and holds data already");
                 env.violated("a node that lost its directory is a new one", detail);
             }
@@ -219,6 +227,9 @@ impl Process {
         }
         if !is_copy {
             count_ring(&view, env);
+            if env.is_auto {
+                note_members(&before, &view, env);
+            }
         }
         if before.standing != view.standing {
             env.line(|| format!("node {} is {:?} now", self.node + 1, view.standing));
@@ -249,6 +260,17 @@ impl Process {
     }
 }
 
+/// Who has come, and who is no member any more. The leader decides on both by itself.
+fn note_members(before: &ClusterView, view: &ClusterView, env: &mut Env) {
+    let waits = |(node, member): (&NodeId, &MemberView)| {
+        (member.stage == MemberStage::Waiting).then_some(*node)
+    };
+    env.newcomers.extend(view.members.iter().filter_map(waits));
+    let gone = before.members.keys();
+    let gone = gone.filter(|node| !view.members.contains_key(node));
+    env.struck_out.extend(gone);
+}
+
 /// Counts what becomes of the ring, when a node is the first to show it.
 fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
     let before = env.newest_ring.replace(view.clone());
@@ -276,6 +298,9 @@ fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
     for member in &view.topology.members {
         if !is_on(&before, member.node) {
             env.reached.count("node joined");
+            if env.newcomers.contains(&member.node) {
+                env.reached.count("node joined by itself");
+            }
         }
     }
     let gone: Vec<NodeId> = before
@@ -286,8 +311,10 @@ fn count_ring(view: &Arc<ClusterView>, env: &mut Env) {
         .collect();
     for node in gone.into_iter().filter(|node| !is_on(view, *node)) {
         let name = match env.lost.contains(&node) {
+            true if env.is_auto => "node replaced by itself",
             true => "node replaced",
-            false => "node left",
+            false if env.welcome.contains(&node) => "node left",
+            false => "node removed for being away",
         };
         env.reached.count(name);
     }

@@ -8,6 +8,7 @@ use std::ops::{Deref, DerefMut, Index, IndexMut};
 
 use super::Machine;
 use crate::random::Random;
+use crate::rings::RingConfig;
 
 /// The machines.
 pub(crate) struct Machines {
@@ -16,8 +17,9 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    pub(crate) fn new(founders: usize, late: usize, random: &Random) -> Machines {
-        let machine = |node| Machine::new(node, founders, random.clone());
+    pub(crate) fn new(founders: usize, rings: &RingConfig, random: &Random) -> Machines {
+        let (late, mode) = (rings.late, rings.mode);
+        let machine = |node| Machine::new(node, founders, mode, random.clone());
         Machines {
             nodes: (0..founders + late).map(machine).collect(),
             spare: machine(founders + late),

@@ -17,7 +17,7 @@ mod store;
 
 use std::sync::Arc;
 
-use mds_cluster::{Control, ControlConfig, GossipTiming, RaftTiming};
+use mds_cluster::{Control, ControlConfig, GossipTiming, RaftTiming, RingMode};
 use mds_node::core::Core;
 use mds_storage::datadir::{self, DataDir};
 use mds_storage::engine::MemoryEngine;
@@ -87,6 +87,7 @@ pub(crate) struct Machine {
     engine: MemoryEngine,
     random: Random,
     epoch_interval_ms: u64,
+    ring_mode: RingMode,
     peers: Vec<String>,
     /// Who the node on its directory is.
     pub(crate) id: Option<NodeId>,
@@ -119,7 +120,7 @@ pub(crate) fn peer_addr(node: usize, moves: u32) -> String {
 }
 
 impl Machine {
-    pub(crate) fn new(node: usize, nodes: usize, random: Random) -> Machine {
+    pub(crate) fn new(node: usize, nodes: usize, ring_mode: RingMode, random: Random) -> Machine {
         let epoch_interval_ms = random
             .part("epoch interval", 0)
             .between(EPOCH_INTERVAL_MS_MIN, EPOCH_INTERVAL_MS_MAX);
@@ -140,6 +141,7 @@ impl Machine {
             engine: MemoryEngine::new(),
             random,
             epoch_interval_ms,
+            ring_mode,
             peers: (0..nodes).map(|node| peer_addr(node, 0)).collect(),
             id: None,
             moves: 0,
@@ -305,7 +307,7 @@ impl Machine {
             epoch_interval_ms: Some(self.epoch_interval_ms),
             seed: self.random.bits(),
             auto_add_members: true,
-            ring_mode: mds_cluster::RingMode::Operator,
+            ring_mode: self.ring_mode,
         }
     }
 

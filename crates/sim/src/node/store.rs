@@ -274,7 +274,7 @@ impl Process {
         for Arrival { key, .. } in arrivals {
             match lane.reader.get(&key) {
                 Ok(Some(record)) => {
-                    if let Some(broken) = env.watch.visible(self.node, &record) {
+                    if let Some(broken) = env.watch.visible_by(self.node, &record, &lane.seen) {
                         env.violated(broken.0, broken.1);
                     }
                 }

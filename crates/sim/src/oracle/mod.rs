@@ -116,6 +116,8 @@ pub(crate) struct Watch {
     pub(crate) told: Vec<Told>,
     /// The answer to the last `init`.
     pub(crate) init: Option<Result<AdminReply, AdminError>>,
+    /// Members that a change of the ring did not wait for.
+    left_out: BTreeSet<NodeId>,
 }
 
 impl Watch {
@@ -129,6 +131,22 @@ impl Watch {
             .or_else(|| self.floors.visible(node, record))
     }
 
+    /// A record that a replica shows after something was asked of it, by its ledger of then. What it has shown all the
+    /// time, and what the others have collected since it was left out, is no return: it has not caught up yet.
+    pub(crate) fn visible_by(
+        &mut self,
+        node: usize,
+        record: &Record,
+        ledger: &Ledger,
+    ) -> Option<Broken> {
+        let is_known = self.versions.of(node, &record.key) == Some(record.version);
+        let broken = self.visible(node, record)?;
+        let is_still_there = is_known
+            && broken.0 == collected_stays_gone::INVARIANT
+            && self.is_behind_since_left_out(node, &record.key, ledger);
+        (!is_still_there).then_some(broken)
+    }
+
     /// Whether a machine's node is a replica of a key by the latest agreed rings. In doubt it is.
     fn is_replica(&self, node: usize, key: &[u8]) -> bool {
         let (Some(id), Some(newest)) = (self.ids.get(&node), self.rings.newest()) else {
@@ -137,6 +155,30 @@ impl Watch {
         let partition = partition_of(key, newest.rings.current.config.partition_count);
         let mut replicas = newest.replicas(partition, RingUse::BOTH);
         replicas.any(|(nodes, _)| nodes.contains(id))
+    }
+
+    /// Who was left out of a change of the ring, and is back: the others have gone on without it, and may have settled
+    /// and collected what it never heard of. It takes part again, and is held to everything, up to where it has settled
+    /// by itself.
+    pub(crate) fn may_be_behind(
+        &self,
+        node: NodeId,
+        settled: Epoch,
+        others_settled: Epoch,
+    ) -> bool {
+        self.left_out.contains(&node) && settled < others_settled
+    }
+
+    /// Whether what was collected of a key lies above what a replica has settled, which was left out.
+    fn is_behind_since_left_out(&self, node: usize, key: &Bytes, ledger: &Ledger) -> bool {
+        let count = ledger.partitions().count() as u16;
+        let settled = ledger.partition(partition_of(key, count)).settled;
+        let collected = self.collected.greatest(key);
+        let collected = collected.and_then(|version| self.records.record(key, version));
+        let (Some(id), Some(collected)) = (self.ids.get(&node), collected) else {
+            return false;
+        };
+        self.may_be_behind(*id, settled, collected.epoch)
     }
 
     /// Whether a replica has shown a version of a key, or a newer one. What was collected anywhere counts as shown.
@@ -258,6 +300,7 @@ impl Watch {
             false => {
                 self.floors.shown(view);
                 self.rings.shown(&view.rings);
+                self.left_out.extend(&view.rings.excluded);
                 self.stages.shown(view)
             }
         };
@@ -340,7 +383,8 @@ impl Watch {
                 // Who is no replica any more keeps what it held until the ring is at rest, and is not asked. It may
                 // be behind what the replicas have collected since.
                 let is_left_over = broken.0 == collected_stays_gone::INVARIANT
-                    && !self.is_replica(node, &record.key);
+                    && (!self.is_replica(node, &record.key)
+                        || self.is_behind_since_left_out(node, &record.key, ledger));
                 (!is_left_over).then_some(broken)
             }))
             .collect()

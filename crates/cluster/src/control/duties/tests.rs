@@ -214,6 +214,151 @@ fn who_has_left_goes_also_if_this_leader_never_heard_of_it() {
     assert!(removes(&world));
 }
 
+/// A member that waits and has started, at an address.
+fn wait_at(world: &mut World, node: u64, addr: &str) {
+    let mut member = new_member(node);
+    member.info.peer_addr = addr.to_owned();
+    let (boot, nonce, earlier) = (1, node, Vec::new());
+    let add = Command::AddMember {
+        member: member.clone(),
+    };
+    let announce = Command::Announce {
+        member,
+        boot,
+        nonce,
+        earlier,
+    };
+    apply(world, &add);
+    apply(world, &announce);
+    world.learners.insert(NodeId(node));
+    let alive = peer(node, OURS, true);
+    world.peers.insert(NodeId(node), alive);
+}
+
+fn settle_at(world: &mut World, node: u64, addr: &str) {
+    let member = world.state.members.get_mut(&NodeId(node));
+    member.expect("a member").info.peer_addr = addr.to_owned();
+}
+
+#[test]
+fn a_wiped_node_takes_the_place_of_its_former_self_in_one_change() {
+    let mut world = world(3, 3);
+    world.mode = RingMode::Auto {
+        remove_after_ms: None,
+    };
+    settle_at(&mut world, 3, "c:1");
+    wait_at(&mut world, 4, "c:1");
+    wait_at(&mut world, 5, "e:1");
+    acknowledge(&mut world, 0);
+    let begins = |world: &World| match decide(world, false) {
+        Some(Duty::Begin(_, change)) => (change.join, change.remove_dead),
+        other => panic!("{other:?}"),
+    };
+    let join = nodes([5]);
+    assert_eq!(begins(&world), (join, nodes([])), "3 may only have moved");
+    world.long_dead = nodes([3]);
+    assert_eq!(begins(&world), (nodes([4, 5]), nodes([3])));
+}
+
+#[test]
+fn who_is_succeeded_at_its_address_is_gone_at_once_and_others_after_their_time() {
+    let mut world = world(3, 3);
+    settle_at(&mut world, 2, "b:1");
+    settle_at(&mut world, 3, "c:1");
+    wait_at(&mut world, 4, "c:1");
+    let auto = |remove_after_ms| RingMode::Auto { remove_after_ms };
+    let mut watch = crate::control::ring::RingWatch::default();
+    let mut look = |world: &World, now_ms: u64, mode| {
+        watch.look(
+            now_ms * 1_000_000,
+            NodeId(1),
+            &world.state,
+            &world.peers,
+            mode,
+        )
+    };
+    assert_eq!(look(&world, 0, auto(None)), nodes([]), "3 is not dead");
+    world.peers.remove(&NodeId(3));
+    let early = look(&world, 1, auto(None));
+    assert_eq!(early, nodes([]), "3 may be about to say hello");
+    for node in [2, 3] {
+        let dead = peer(node, OURS, false);
+        world.peers.insert(NodeId(node), dead);
+    }
+    assert_eq!(look(&world, 2, auto(None)), nodes([3]));
+    assert_eq!(look(&world, 3, RingMode::Operator), nodes([]));
+    assert_eq!(look(&world, 8_001, auto(Some(8_000))), nodes([3]));
+    assert_eq!(look(&world, 8_002, auto(Some(8_000))), nodes([2, 3]));
+    let dead = peer(4, OURS, false);
+    world.peers.insert(NodeId(4), dead);
+    let nobody_there = look(&world, 8_003, auto(None));
+    assert_eq!(nobody_there, nodes([]), "and its successor lives");
+}
+
+/// An epoch that is due at the very moments at which the ring is to be looked after kept joiners out for ever.
+#[test]
+fn what_is_more_urgent_does_not_take_the_turn_of_the_ring() {
+    let mut world = world(3, 3);
+    world.mode = RingMode::Auto {
+        remove_after_ms: None,
+    };
+    wait_at(&mut world, 4, "d:1");
+    acknowledge(&mut world, 0);
+    world.epoch_due = true;
+    let mut watch = crate::control::ring::RingWatch::default();
+    let mut turn = |world: &World, now_ms: u64| {
+        let now_ns = now_ms * 1_000_000;
+        assert!(watch.is_due(now_ns));
+        let duty = decide(world, false).expect("something to do");
+        if duty.comes_after_ring() {
+            watch.looked(now_ns);
+        }
+        (matches!(duty, Duty::Begin(..)), watch.is_due(now_ns))
+    };
+    assert_eq!(
+        turn(&world, 0),
+        (false, true),
+        "an epoch, and the ring is due still"
+    );
+    world.epoch_due = false;
+    assert_eq!(turn(&world, 1), (true, false));
+    let later_ms = 1 + 1_000;
+    world.epoch_due = true;
+    assert_eq!(turn(&world, later_ms), (false, true));
+}
+
+/// N = 3, R = W = 2: of two replicas only one may be left out. The other was, and is back.
+#[test]
+fn a_change_that_leaves_out_who_is_back_makes_way_for_one_that_leaves_out_the_dead() {
+    let mut world = world(4, 3);
+    world.learners = nodes([4]);
+    world.mode = RingMode::Auto {
+        remove_after_ms: Some(1),
+    };
+    begin(
+        &mut world,
+        RingChange {
+            remove_dead: nodes([4]),
+            ..RingChange::default()
+        },
+    );
+    world.long_dead = nodes([3, 4]);
+    for node in [3, 4] {
+        let dead = peer(node, OURS, false);
+        world.peers.insert(NodeId(node), dead);
+    }
+    world.state.acked.remove(&NodeId(3));
+    assert_eq!(
+        decide(&world, false),
+        None,
+        "both are dead: nothing can be done"
+    );
+    world.long_dead = nodes([3]);
+    let alive = peer(4, OURS, true);
+    world.peers.insert(NodeId(4), alive);
+    assert_eq!(decide(&world, false), Some(Duty::Abort(RequestId(9))));
+}
+
 #[test]
 fn who_was_ready_and_died_blocks_without_being_named() {
     let mut world = world(3, 3);

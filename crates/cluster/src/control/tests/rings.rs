@@ -377,12 +377,19 @@ fn impossible_changes_are_refused_with_advice() {
     assert_eq!(stage(&world, 0), RingStage::Stable);
 }
 
-#[test]
-fn in_auto_mode_joiners_come_together_and_the_dead_go() {
-    let mut world = World::new(580, 3);
-    world.ring_mode = RingMode::Auto {
-        remove_after_ms: Some(8_000),
-    };
+/// Three nodes on the ring, in auto mode.
+fn auto(seed: u64, remove_after_ms: Option<u64>) -> World {
+    auto_with_epochs(seed, remove_after_ms, None)
+}
+
+fn auto_with_epochs(
+    seed: u64,
+    remove_after_ms: Option<u64>,
+    epoch_interval_ms: Option<u64>,
+) -> World {
+    let mut world = World::new(seed, 3);
+    world.epoch_interval_ms = epoch_interval_ms;
+    world.ring_mode = RingMode::Auto { remove_after_ms };
     for node in 0..3 {
         world.restart(node);
     }
@@ -391,6 +398,40 @@ fn in_auto_mode_joiners_come_together_and_the_dead_go() {
     world.run_until(10 * SECOND, |world| {
         world.standing_is(&Standing::Active, &[0, 1, 2]) && is_settled(world)
     });
+    world
+}
+
+/// The default is to remove nobody. A wiped node's former self is gone all the same: waiting for it would hold
+/// every later change up for ever.
+#[test]
+fn in_auto_mode_a_wiped_node_comes_back_in_its_own_place() {
+    for seed in 610..615 {
+        let mut world = auto(seed, None);
+        let victim = follower(&world);
+        let former = world.id(victim);
+        world.crash(victim, true);
+        world.wipe(victim);
+        assert_ne!(world.id(victim), former);
+        world.run_until(60 * SECOND, |world| has_ring(world, &ids(world, 0..3)));
+        assert!(!world.view(0).members.contains_key(&former));
+        assert_eq!(world.view(0).transition.requests.len(), 1, "in one change");
+        world.run_until(20 * SECOND, |world| world.view(0).raft.voters.len() == 3);
+    }
+}
+
+/// The leader raises an epoch at the very moments at which it would look after the ring.
+#[test]
+fn in_auto_mode_epochs_do_not_keep_joiners_out() {
+    for seed in 620..630 {
+        let mut world = auto_with_epochs(seed, None, Some(1_000));
+        world.add_node();
+        world.run_until(40 * SECOND, |world| has_ring(world, &ids(world, 0..4)));
+    }
+}
+
+#[test]
+fn in_auto_mode_joiners_come_together_and_the_dead_go() {
+    let mut world = auto(580, Some(8_000));
     for _ in 0..2 {
         world.add_node();
     }

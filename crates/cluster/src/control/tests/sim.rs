@@ -226,6 +226,12 @@ impl World {
         self.start(node);
     }
 
+    /// A stopped node's directory is lost, and it starts on an empty one, at the same address.
+    pub(super) fn wipe(&mut self, node: usize) {
+        self.nodes[node].disk = FaultyDisk::new(self.rng.draw());
+        self.start(node);
+    }
+
     pub(super) fn cut_off(&mut self, one: usize) {
         for other in 0..self.nodes.len() {
             if other != one {
