@@ -21,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use mds_storage::store::{PartitionState, Purpose, Settlement};
+use mds_storage::store::{Ledger, PartitionState, Purpose, Settlement};
 use mds_types::{Epoch, NodeId, PartitionId, Record, RingStage, RingUse};
 
 use super::super::{Core, Pending};
@@ -40,6 +40,13 @@ const PROBES_MAX: usize = 64;
 /// Progress is made durable after so many pages.
 const PAGES_KEPT_EVERY: u32 = 8;
 
+/// Whole copies that are written down together, at most.
+const FINISHED_MAX: usize = 32;
+
+/// A whole copy waits so long, at most, for others to be written down with it, nanoseconds: each time is a synced write,
+/// for which everybody's records wait.
+const FINISHED_WAIT_NS: u64 = 100_000_000;
+
 /// Bytes of records copied in a second, at most.
 pub(super) const STREAM_BYTES_PER_S: u64 = 64 * 1024 * 1024;
 
@@ -57,6 +64,9 @@ pub(super) struct Streams {
     not_before_ns: BTreeMap<PartitionId, u64>,
     /// Up to which key each has come, ahead of what the ledger knows, and pages since that was told.
     at: BTreeMap<PartitionId, (Bytes, u32)>,
+    /// Whole copies that are to be written down as such, and until when they may wait for that.
+    finished: Vec<PartitionId>,
+    finished_until_ns: u64,
     /// Nothing more is asked for before this.
     paced_until_ns: u64,
 }
@@ -109,9 +119,13 @@ impl Core {
         let Some(ledger) = self.sync.ledger.clone() else {
             return;
         };
-        if now.mono_ns < self.sync.streams.paced_until_ns {
-            return;
+        if now.mono_ns >= self.sync.streams.paced_until_ns {
+            self.begin_streams(now, &ledger);
         }
+        self.write_finished_down(now);
+    }
+
+    fn begin_streams(&mut self, now: Now, ledger: &Ledger) {
         for partition in (0..self.rings.partition_count()).map(PartitionId) {
             let streams = &self.sync.streams;
             let may_probe = streams.probing < PROBES_MAX;
@@ -134,6 +148,24 @@ impl Core {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Has the ledger say which copies are whole, those of a while together.
+    fn write_finished_down(&mut self, now: Now) {
+        let streams = &mut self.sync.streams;
+        let is_last = streams.busy.len() == streams.probing;
+        let is_due = is_last
+            || streams.finished.len() >= FINISHED_MAX
+            || now.mono_ns >= streams.finished_until_ns;
+        if is_due && !streams.finished.is_empty() {
+            let finished = std::mem::take(&mut streams.finished);
+            for partition in &finished {
+                // The ledger should know by then.
+                let at_ns = now.mono_ns + RETRY_NS;
+                streams.not_before_ns.insert(*partition, at_ns);
+            }
+            self.batch.orders.push(LedgerOrder::FinishStreams(finished));
         }
     }
 
@@ -362,9 +394,12 @@ impl Core {
         let streams = &mut self.sync.streams;
         if !more {
             streams.at.remove(&partition);
+            if streams.finished.is_empty() {
+                streams.finished_until_ns = now.mono_ns + FINISHED_WAIT_NS;
+            }
+            streams.finished.push(partition);
             self.rest_stream(now, partition);
-            let order = LedgerOrder::FinishStreams(vec![partition]);
-            return self.batch.orders.push(order);
+            return self.tick_streams(now);
         }
         let Some(last) = last else {
             return self.rest_stream(now, partition);
