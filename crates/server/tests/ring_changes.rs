@@ -88,28 +88,27 @@ fn percentile_ms(took: &mut [Duration], percent: usize) -> f64 {
         .map_or(0.0, |took| took.as_secs_f64() * 1e3)
 }
 
-/// Ends the load: no request may have failed. What was acknowledged. Says what the change, which began then, cost.
-fn finish(
-    writers: impl IntoIterator<Item = Writer>,
-    changing_since: Instant,
-) -> BTreeMap<String, String> {
+/// Parts of the load, each with its name and when it began, in order.
+type Parts<'a> = [(&'a str, Instant)];
+
+/// Ends the load: no request may have failed. What was acknowledged. Says how long requests took in each of the
+/// parts.
+fn finish(writers: impl IntoIterator<Item = Writer>, parts: &Parts) -> BTreeMap<String, String> {
     let mut acked = BTreeMap::new();
-    let (mut before, mut during) = (Vec::new(), Vec::new());
+    let mut took: Vec<Vec<Duration>> = vec![Vec::new(); parts.len()];
     for writer in writers {
         let seen = writer.finish();
         assert_eq!(seen.failures, [""; 0], "of {}", seen.acked.len());
         println!("{} writes acknowledged and none failed", seen.acked.len());
-        for (began, took) in seen.took {
-            match began < changing_since {
-                true => before.push(took),
-                false => during.push(took),
-            }
+        for (began, lasted) in seen.took {
+            let begun = parts.iter().filter(|(_, since)| *since <= began).count();
+            took[begun.saturating_sub(1)].push(lasted);
         }
         acked.extend(seen.acked);
     }
-    for (name, took) in [("before", &mut before), ("during", &mut during)] {
+    for ((name, _), took) in parts.iter().zip(&mut took) {
         println!(
-            "a write and a read {name} the change, ms: p50 {:.1}, p99 {:.1}, longest {:.1}",
+            "a write and a read {name}, ms: p50 {:.1}, p99 {:.1}, longest {:.1}",
             percentile_ms(took, 50),
             percentile_ms(took, 99),
             percentile_ms(took, 100),
@@ -140,9 +139,10 @@ fn partitions_of(lab: &Lab, name: &str) -> u64 {
 fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     let lab = Lab::start("ring", 20_400);
     let writers = [Writer::start(&lab, 1), Writer::start(&lab, 3)];
-    // An epoch of an ordinary life, to compare with.
+    // Some of an ordinary life, to compare with.
+    let mut parts = vec![("before the changes", Instant::now())];
     std::thread::sleep(STEADY);
-    let changing_since = Instant::now();
+    parts.push(("while three become five", Instant::now()));
 
     let said = act(&lab, &["add-node"]);
     assert!(said.contains("node 4 has joined"), "{said}");
@@ -156,7 +156,10 @@ fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     assert_eq!(lab.metric(4, "transition_stage"), 1.0, "it is in one stage");
     let said = act(&lab, &["add-node"]);
     assert!(said.contains("node 5 has joined"), "{said}");
+    parts.push(("of five, at rest", Instant::now()));
+    std::thread::sleep(STEADY);
 
+    parts.push(("while five become three", Instant::now()));
     for gone in ["2", "4"] {
         let said = act(&lab, &["remove-node", gone]);
         let words = format!("node {gone} has left the ring");
@@ -167,7 +170,7 @@ fn three_nodes_become_five_and_three_again_under_load_and_no_request_fails() {
     assert_eq!(partitions_of(&lab, "node-4"), 0);
     assert_eq!(partitions_of(&lab, "node-5"), 256);
 
-    let acked = finish(writers, changing_since);
+    let acked = finish(writers, &parts);
     for node in [1, 3, 5] {
         check_all(&lab, node, &acked);
     }
@@ -187,8 +190,9 @@ fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
     let lab = Lab::start("replace", 20_600);
     // The third node coordinates nothing: what it would take along is not looked at.
     let writers = [Writer::start(&lab, 1), Writer::start(&lab, 2)];
+    let mut parts = vec![("before the change", Instant::now())];
     std::thread::sleep(STEADY);
-    let changing_since = Instant::now();
+    parts.push(("while one is replaced", Instant::now()));
     let dead = lab.status(3)["node"]["id"].as_str().unwrap().to_owned();
     lab.act("wipe-node", 3);
     lab.act("start-node", 3);
@@ -206,7 +210,7 @@ fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
     lab.wait_standing(3, "active");
     assert_eq!(partitions_of(&lab, "node-3"), 256);
 
-    let acked = finish(writers, changing_since);
+    let acked = finish(writers, &parts);
     for node in 1..=3 {
         check_all(&lab, node, &acked);
     }
