@@ -6,6 +6,7 @@
 //! Exit codes: 0 done, 1 not found (or: replicas differ), 2 used wrongly, 3 unavailable, 4 the outcome
 //! of a write is unknown.
 
+mod bench;
 mod client;
 mod cluster;
 mod data;
@@ -102,6 +103,9 @@ After exit code 4 the outcome is unknown: send the same write again with the pri
     Del(data::DelArgs),
     /// List keys
     Scan(data::ScanArgs),
+    /// Load a server and measure it: throughput, latency, processor time, correctness
+    #[command(long_about = bench::LONG_ABOUT, after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
     /// Print the effective configuration of a node, with meanings, defaults and origins
     Config(settings::ConfigArgs),
     /// Let waiting nodes come onto the ring
@@ -264,6 +268,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Put(args) => data::put(&args),
         Command::Del(args) => data::del(&args),
         Command::Scan(args) => data::scan(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Config(args) => settings::config(&args),
         Command::Join(args) => ring::join(&args),
         Command::Leave(args) => ring::leave(&args),
@@ -322,6 +327,11 @@ mod tests {
             "scan prefix --values --limit 10",
             "config --toml --data-dir x",
             "digest --json",
+            "bench",
+            "bench --load --workload f --verify --target a:1,b:2 --seed 7 --json",
+            "bench --read-share 0.9 --distribution hot:0.5 --verify=content -c 10 -P 16 -n 1000",
+            "bench --rate 5000 --arrivals poisson --seconds 2.5 --warmup 0 --svg x.svg",
+            "bench --only-load --keys 10 --value-bytes 10-2000 --pid 1,2 --servers redis-server",
             "epochs --limit 3 --json",
             "verify 17 42 --node a:1",
             "verify key:greeting 42 --json",
