@@ -214,7 +214,7 @@ impl Run {
                         self.progress.measuring(&whole);
                     }
                 }
-                Some(Said::Done(tally)) => done.push(tally),
+                Some(Said::Done(tally)) => done.push(*tally),
                 Some(Said::Ready | Said::Failed(_)) | None => {}
             }
         }
@@ -263,7 +263,7 @@ impl Run {
             };
             on_said(self, &said);
             if let Said::Done(tally) = said {
-                done.push(tally);
+                done.push(*tally);
             }
         }
         Ok(merged(done))
@@ -295,10 +295,10 @@ fn sum((user_us, system_us): (u64, u64)) -> u64 {
     user_us + system_us
 }
 
-fn merged(tallies: Vec<Box<Tally>>) -> Tally {
+fn merged(tallies: Vec<Tally>) -> Tally {
     let mut merged = Tally::new();
     for tally in tallies {
-        merged.add(*tally);
+        merged.add(tally);
     }
     merged
 }

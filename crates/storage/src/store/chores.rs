@@ -21,6 +21,9 @@ use mds_types::{Hlc, PartitionId};
 use super::StoreError;
 use super::collect::Found;
 
+/// Partitions to be searched for dead records, each with the floor above which a tombstone may not go yet.
+pub(super) type Floors = Arc<[(PartitionId, Hlc)]>;
+
 /// What the writer and the flusher have to tell each other.
 #[derive(Default)]
 pub(super) struct Chores {
@@ -28,8 +31,7 @@ pub(super) struct Chores {
     to_empty: Vec<PartitionId>,
     /// Of these, the ones of which nothing is left.
     emptied: Vec<PartitionId>,
-    /// Partitions to be searched for dead records, with their floors.
-    to_search: Arc<[(PartitionId, Hlc)]>,
+    to_search: Floors,
     /// Where in that list the search stands.
     searched: usize,
     found: Option<Result<Found, StoreError>>,
@@ -93,7 +95,7 @@ impl Chores {
     }
 
     /// For the flusher: what to search, and from where in it; none while findings wait.
-    pub(super) fn next_search(&self) -> Option<(Arc<[(PartitionId, Hlc)]>, usize)> {
+    pub(super) fn next_search(&self) -> Option<(Floors, usize)> {
         let is_due = self.found.is_none() && self.searched < self.to_search.len();
         is_due.then(|| (self.to_search.clone(), self.searched))
     }
