@@ -177,7 +177,7 @@ impl Store {
     }
 
     /// Removes dead records that a scrub has found, as far as they may go: settled, not above `floor` (see
-    /// [`Store::collect`]), still current, and dead: tombstones, and values that had expired at
+    /// [`Store::search_dead`]), still current, and dead: tombstones, and values that had expired at
     /// `dead_by_ms`, milliseconds since 1970: the time of day less the bound on clocks' differences.
     ///
     /// # Errors
