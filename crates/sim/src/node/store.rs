@@ -271,7 +271,12 @@ impl Process {
         if done.merges.iter().any(is_refused) {
             env.reached.count("write refused for want of room");
         }
+        let now = done.ledger.as_ref().unwrap_or(&lane.seen);
         for Arrival { key, .. } in arrivals {
+            // What is left of a partition that is being wiped is shown to nobody.
+            if now.partition(partition_of(&key, lane.partitions)).state == PartitionState::Wiping {
+                continue;
+            }
             match lane.reader.get(&key) {
                 Ok(Some(record)) => {
                     if let Some(broken) = env.watch.visible_by(self.node, &record, &lane.seen) {
