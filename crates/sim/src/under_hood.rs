@@ -2,7 +2,7 @@
 //!
 //! Reads of a quorum that includes the replica that lost it may answer "absent": below the watermark, absence is
 //! information, and no database can know better before it has looked. So the loss comes when the clients rest, after all other faults,
-//! and has to be made good before all keys are read again, or the ring has changed meanwhile, and it is not that replica's any more.
+//! and has to be made good before all keys are read again.
 //!
 //! **What a disk lost is found and brought back**, within a bound of time. And the other way round: **on sound disks a
 //! scrub finds nothing** to bring back, to rebuild or to report, whatever else goes on. That is what its proof says.
@@ -48,9 +48,7 @@ pub(crate) fn lose_and_find(world: &mut World) {
         .line(|| format!("the engine of node {} has lost {key:?}", node + 1));
     world.env.lost_record = Some(loss);
     let until_ns = world.env.now_ns + FOUND_NS_MAX;
-    let is_found = world.run(until_ns, |world| {
-        holds(world, node, &key).is_some() || !is_replica(world, node, &key)
-    });
+    let is_found = world.run(until_ns, |world| holds(world, node, &key).is_some());
     world.env.lost_record = None;
     if !world.env.violations.is_empty() {
         return;
@@ -59,10 +57,6 @@ pub(crate) fn lose_and_find(world: &mut World) {
         let stats = world.machines[node].process.as_ref().map(Process::scrubbed);
         let detail = format!("node {} still lacks {key:?}: {stats:?}", node + 1);
         return world.env.violated(FOUND, detail);
-    }
-    if holds(world, node, &key).is_none() {
-        // The ring has changed, by itself: others have copied the partition, and settled it without this one.
-        return world.env.reached.count("lost record is another's");
     }
     // The store has it; the node hears of that a little later.
     world.run(world.env.now_ns + SECOND_NS, |_| false);
@@ -76,12 +70,6 @@ pub(crate) fn lose_and_find(world: &mut World) {
 
 fn holds(world: &World, node: usize, key: &[u8]) -> Option<Record> {
     world.machines[node].process.as_ref()?.record(key)
-}
-
-/// Whether a machine's node has to hold a key, by the ring that it knows. In doubt it has.
-fn is_replica(world: &World, node: usize, key: &[u8]) -> bool {
-    let process = world.machines[node].process.as_ref();
-    process.is_none_or(|process| process.holders(key).contains(&process.node_id()))
 }
 
 fn lose(world: &mut World) -> Option<Loss> {

@@ -301,6 +301,9 @@ impl Process {
         let Some(lane) = &mut self.store else { return };
         if done.collected > 0 {
             env.reached.add("tombstone collected", done.collected);
+        }
+        // An old copy lacks what its original has shown since.
+        if done.collected > 0 && self.origin != Origin::Copy {
             for (key, _) in env.watch.shown(self.node) {
                 let lost = env.lost_record.as_ref();
                 if lost.is_some_and(|lost| (lost.node, &lost.key) == (self.node, &key)) {
