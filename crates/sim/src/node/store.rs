@@ -40,6 +40,9 @@ const WIPE_KEYS_MAX: usize = 2;
 /// Few, so that an epoch is searched for dead records in several steps.
 const SEARCH_ROWS_MAX: usize = 4;
 
+/// A few records only: most lookups find out what happens where the cache ends, and where it goes on.
+const CACHE_BYTES_MAX: usize = 2_048;
+
 /// Records merged as one group, at most.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -83,6 +86,7 @@ impl StoreLane {
             segment_bytes_max: SEGMENT_BYTES_MAX,
             wipe_keys_max: WIPE_KEYS_MAX,
             search_rows_max: SEARCH_ROWS_MAX,
+            cache_bytes_max: CACHE_BYTES_MAX,
             secret: (incarnation.0 >> 64) as u64,
             row_seed: row_seed(cluster),
             ..StoreOptions::default()

@@ -336,9 +336,11 @@ impl Scrub {
         let rows = reader.index_rows(epoch, range)?;
         step.looked_at += rows.len().max(1) as u64;
         for row in rows {
-            let current = reader.get(&row.key)?;
+            let current = reader.get_uncached(&row.key)?;
             let is_there = current.is_some_and(|current| current.version >= row.version);
             if !is_there && !is_settled(reader, self.partition, epoch) {
+                // Else what comes back would be taken for what is there.
+                reader.shared.cache.forget(&row.key);
                 step.findings.push(ScrubFinding::Lost { epoch, row });
             }
         }
