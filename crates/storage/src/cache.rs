@@ -60,10 +60,12 @@ struct Kept {
     encoded: Bytes,
 }
 
+type ByName = Cache<u128, Kept, Weigher, AsItIs, DefaultLifecycle<u128, Kept>>;
+
 /// Records that the engine holds.
 pub(crate) struct RecordCache {
     /// By the key's hash; the record says whose it is. None: no cache.
-    kept: Option<Cache<u128, Kept, Weigher, AsItIs, DefaultLifecycle<u128, Kept>>>,
+    kept: Option<ByName>,
     /// How often something was taken in or forgotten. Held while a lookup's finding comes in.
     changes: RwLock<u64>,
     /// Seeds the hashes, so that nobody can choose keys that fall together.
