@@ -143,12 +143,18 @@ impl Worker {
         self.manners = manners;
     }
 
-    /// Carries out a phase. `tell` hears of each second, when it is over.
+    /// Carries out a phase, from the start of its window on. `tell` hears of each second, when it is over.
     pub(super) fn run(
         &mut self,
         phase: &mut Phase,
         tell: &mut impl FnMut(u64, Slice),
     ) -> io::Result<()> {
+        // What is begun before the window would not count.
+        let early_ns = phase
+            .window
+            .start_ns
+            .saturating_sub(self.shared.clock.now_ns());
+        std::thread::sleep(Duration::from_nanos(early_ns));
         self.begin_phase(phase);
         let mut ended_sending_ns = None;
         loop {
