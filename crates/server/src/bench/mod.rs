@@ -25,6 +25,7 @@ pub(crate) mod plan;
 pub(crate) mod processes;
 mod progress;
 mod random;
+mod readiness;
 pub(crate) mod report;
 mod resp;
 mod run;
