@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -117,3 +118,31 @@ class Lab:
 
     def node_directory(self, node):
         return os.path.join(self.home, f"node-{node}")
+
+    def restart_s(self, node, how="kill-node"):
+        """Stops a node, starts it again, and waits until it answers a read with a quorum: seconds since its start."""
+        self.act(how, node)
+        began = time.monotonic()
+        starter = subprocess.Popen([self.binary, "lab", "start-node", str(node), "--dir", self.home],
+                                   env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            while not self.serves(node):
+                if starter.poll():
+                    raise generator.Failed(f"node {node} did not start: {starter.stderr.read().decode().strip()}")
+                if time.monotonic() - began > START_S_MAX:
+                    raise generator.Failed(f"node {node} does not serve {START_S_MAX} s after its start")
+                time.sleep(0.002)
+            return time.monotonic() - began
+        finally:
+            starter.wait()
+            starter.stderr.close()
+
+    def serves(self, node):
+        """Whether a node answers a read."""
+        host, port = self.target(node).split(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=5) as stream:
+                stream.sendall(b"*2\r\n$3\r\nGET\r\n$5\r\nprobe\r\n")
+                return stream.recv(64)[:1] in (b"$", b"_")
+        except OSError:
+            return False

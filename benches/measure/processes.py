@@ -1,6 +1,7 @@
 """Processes as the kernel accounts for them: processor time, memory, disk; and how a bench ends those it started."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -72,3 +73,10 @@ def end(process, how=signal.SIGTERM):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def raise_file_limit():
+    """Lets this process and those it starts have as many open files as the system allows; how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
