@@ -31,6 +31,8 @@ from measure.lab import Lab
 
 KEYS = 100_000
 EPOCH_MS = 10_000
+# Users of an open loop do not wait for each other: enough of them that a pause of some 20 ms keeps no request from being sent.
+OPEN_CLIENTS = 200
 HEADS = ["what", "must", "reach for", "measured", "is"]
 
 
@@ -122,7 +124,8 @@ def open_loop(args, rows):
         rate = round(maximum(lab, args) / 2)
         processes.wait_calm(lab.pids())
         before = lab.metrics(1)
-        got = lab.bench("--keys", KEYS, "--workload", "a", "--rate", rate, "--seconds", args.open_seconds)
+        got = lab.bench("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS,
+                        "--seconds", args.open_seconds)
         now = lab.metrics(1)
         risen = {name: now.get(name, 0) - before.get(name, 0) for name in ("epoch", "store_flushes_total")}
         for name, must, reach in (("p99_us", 5, 2), ("p99_9_us", 20, 10)):
@@ -141,8 +144,8 @@ def kill(args, rows):
     with Lab(epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate, others = round(maximum(lab, args) / 2), lab.targets()[:2]
-        running = generator.begin(others, "--keys", KEYS, "--workload", "a", "--rate", rate, "--seconds",
-                                  args.open_seconds, "--verify", "--load")
+        running = generator.begin(others, "--keys", KEYS, "--workload", "a", "--rate", rate, "-c",
+                                  OPEN_CLIENTS, "--seconds", args.open_seconds, "--verify", "--load")
         try:
             time.sleep(args.open_seconds / 3)
             lab.act("kill-node", 3)
@@ -165,7 +168,7 @@ def ring_change(args, rows):
     with Lab(epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate = round(maximum(lab, args) / 2)
-        load = ("--keys", KEYS, "--workload", "a", "--rate", rate)
+        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS)
         before = ms(lab.bench(*load, "--seconds", args.open_seconds / 3), "p99_us")
         running = generator.begin([lab.target()], *load, "--seconds", 600)
         try:
