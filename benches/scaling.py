@@ -26,6 +26,8 @@ from measure import generator, machine, processes, table
 from measure.lab import Lab
 
 KEYS = 100_000
+# With more nodes there are more clients: else a node would get its requests one by one, which costs each of them a wake-up.
+CLIENTS_A_NODE = 17
 # Values of all sizes take so much together, at most.
 VALUES_MB = 128
 
@@ -71,7 +73,7 @@ def cores(args):
 
 
 def nodes(args):
-    """N=3 on more and more nodes, all asked alike."""
+    """N=3 on more and more nodes, all asked alike, each by as many clients."""
     rows = []
     for count in args.nodes:
         with Lab(nodes=count, n=3) as lab:
@@ -83,7 +85,7 @@ def nodes(args):
             figures = []
             for arguments in (("set", 1), ("get", 1), ("set", 16), ("get", 16)):
                 got, us = run(lab, args.seconds, "--keys", KEYS, "--workload", arguments[0], "-P", arguments[1], "-c",
-                              max(50, count), targets=lab.targets())
+                              CLIENTS_A_NODE * count, targets=lab.targets())
                 figures += [us, int(got["result"]["rate"])]
             rows.append([f"{count}", f"{idle:.2f} %", *figures])
             say(rows[-1])

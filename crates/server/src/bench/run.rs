@@ -5,22 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::assembly::Cpu;
 use super::connection::Connection;
 use super::epoll;
 use super::plan::{Plan, Until};
 use super::processes::{Named, Watch, own_us};
 use super::progress::Progress;
 use super::readiness;
-use super::report::{Cpu, LoadBody, Report, ResultBody, SecondBody};
+use super::report::{LoadBody, Report, ResultBody, SecondBody};
+use super::shared::Shared;
 use super::tally::{Slice, Tally};
 use super::verify::Ledger;
-use super::worker::{Clock, Manners, SECOND_NS, Shared, Worker};
+use super::worker::{Manners, SECOND_NS, Worker};
 use crate::cli::{Failure, output};
 
 /// What threads said and was not heard yet, at most: each says something once a second.
@@ -86,11 +88,7 @@ impl Run {
         let interrupt = signal(SignalKind::interrupt())?;
         let terminate = signal(SignalKind::terminate())?;
         let plan = Arc::new(plan);
-        let shared = Arc::new(Shared {
-            clock: Clock::new(),
-            stop: AtomicBool::new(false),
-            completed_ns: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new());
         let ledger = plan.ledger();
         let (say, said) = mpsc::channel(SAID_MAX);
         let mut orders = Vec::new();
@@ -250,7 +248,7 @@ impl Run {
     /// Tells all threads to begin together; when that is.
     fn order(&self, order: impl Fn(u64) -> Order) -> u64 {
         let start_ns = self.shared.clock.now_ns() + RUN_UP_NS;
-        self.shared.completed_ns.store(start_ns, Ordering::Relaxed);
+        self.shared.begin(start_ns);
         for thread in &self.orders {
             // One that has gone has said why.
             let _ = thread.send(order(start_ns));
