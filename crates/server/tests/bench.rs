@@ -6,7 +6,6 @@
 mod cluster;
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -159,6 +158,8 @@ fn a_wrong_answer_is_found_and_named() {
             "get",
             "-c",
             "4",
+            "--warmup",
+            "0",
             "--rate",
             "100",
             "--seconds",
@@ -175,10 +176,7 @@ fn a_wrong_answer_is_found_and_named() {
     for number in 0..keys {
         assert_eq!(lab.http(2, "PUT", &path(number), b"planted").0, 200);
     }
-    // Some hundred reads in each second: it has seen some when this one has gone by.
-    lab.wait_until("it has read a planted value", || {
-        lab.metric(1, "requests_total") > 0.0 && has_run_for(&run, Duration::from_secs(3))
-    });
+    serves_further(&lab, 1, 300.0);
     let output = interrupted(run);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let report = document(&output);
@@ -191,10 +189,13 @@ fn a_wrong_answer_is_found_and_named() {
     lab.stop();
 }
 
-/// Whether a process was started so long ago.
-fn has_run_for(run: &Child, span: Duration) -> bool {
-    let started = std::fs::metadata(Path::new("/proc").join(run.id().to_string()));
-    started.is_ok_and(|of| of.modified().unwrap().elapsed().is_ok_and(|age| age > span))
+/// Waits until a node has answered so many requests more.
+fn serves_further(lab: &Lab, node: usize, requests: f64) {
+    let before = lab.metric(node, "requests_total");
+    let what = format!("node {node} answers {requests} requests");
+    lab.wait_until(&what, || {
+        lab.metric(node, "requests_total") > before + requests
+    });
 }
 
 /// Ctrl-C, and what it reports then.
@@ -216,28 +217,22 @@ fn a_killed_node_breaks_its_own_connections_only() {
         "--seconds",
         "3600",
         "--verify",
+        "--warmup",
+        "0",
         "-c",
         "20",
     ];
     let others = begin(&target(&lab, &[1, 2]), &arguments);
     let prefixed = [&arguments[..], &["--key-prefix", "its:"]].concat();
     let its_own = begin(&target(&lab, &[3]), &prefixed);
-    // Both have begun when a key of each is being written anew.
-    for key in ["key:000000000000", "its:000000000000"] {
-        let path = format!("/v1/kv/{key}");
-        lab.wait_until("the run has begun", || {
-            lab.http(1, "GET", &path, b"").0 == 200
-        });
-    }
-    let beyond = |run: &Child| has_run_for(run, Duration::from_secs(4));
-    lab.wait_until("both measure", || beyond(&others) && beyond(&its_own));
+    // More than what is loaded.
+    serves_further(&lab, 1, 1_500.0);
+    serves_further(&lab, 3, 1_500.0);
     lab.act("kill-node", 3);
     lab.act("start-node", 3);
     lab.wait_ready(3);
-    let back = Instant::now();
-    lab.wait_until("connections are made again", || {
-        back.elapsed() > Duration::from_secs(3)
-    });
+    // Some seconds of them; the pause before a connection is made again is one at most.
+    serves_further(&lab, 3, 1_500.0);
     let (others, its_own) = (interrupted(others), interrupted(its_own));
     assert!(others.status.success(), "{others:?}");
     assert_clean(&document(&others));
