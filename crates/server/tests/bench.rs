@@ -140,6 +140,9 @@ fn a_cluster_is_loaded_measured_and_verified() {
     );
     assert_clean(&http);
     assert_eq!(http["plan"]["protocol"], "http");
+    for report in [&closed, &counted, &open, &http] {
+        assert_is_described(report);
+    }
     lab.stop();
 }
 
@@ -187,6 +190,21 @@ fn a_wrong_answer_is_found_and_named() {
     let named = verify["examples"][0]["key"].as_str().unwrap();
     assert!((0..keys).any(|number| named == key(number)), "{named}");
     lab.stop();
+}
+
+/// Every field has its place in the documentation.
+fn assert_is_described(report: &Value) {
+    let documentation = include_str!("../../../docs/bench.md");
+    match report {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                assert!(documentation.contains(&format!("`{name}`")), "{name}");
+                assert_is_described(value);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(assert_is_described),
+        _ => {}
+    }
 }
 
 /// Waits until a node has answered so many requests more.
