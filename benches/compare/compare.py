@@ -10,8 +10,8 @@ Each system has three replicas, 100,000 keys of 16 bytes with values of 100, and
 one request on its way for each, or 16. In a round one system after the other is started, loaded, measured and stopped, so
 that what else happens on the machine hits all of them alike; the table has the median of the rounds.
 
-CPU time is user + system of all server processes of a system, from the kernel's accounting, and what they still do after
-the last request until they are calm: nobody can put off work until the clock has stopped. Throughput is that of a machine
+CPU time is user + system of all server processes of a system, from the kernel's accounting, and of writes also what
+they still do after the last request, until they are calm: nobody can put off work until the clock has stopped. Throughput is that of a machine
 that runs the servers and the client; it says less.
 
 What each system promises is listed below the tables: they do not promise the same. Needs python3; the systems
@@ -57,7 +57,7 @@ def measure(system, seconds):
             got = system.drive(what, pipeline, seconds)
             during = processes.cpu_us(pids) - before
             is_calm = processes.wait_calm(pids, at_most_s=AFTER_S_MAX)
-            used = processes.cpu_us(pids) - before
+            used = processes.cpu_us(pids) - before if what == "write" else during
             if got.errors or not got.ops:
                 raise generator.Failed(f"{system.name}: {got.errors} of {got.ops + got.errors} requests failed")
             rows.append({
