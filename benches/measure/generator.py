@@ -33,8 +33,10 @@ def finish(process, patience_s=SPARE_S):
     try:
         out, error = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
-        process.kill()
         raise Failed(f"the generator did not end within {patience_s} s") from None
+    finally:
+        # Whatever happens, Ctrl-C too, it does not outlive the bench.
+        process.kill()
     if not out.strip():
         raise Failed(f"the generator failed: {error.strip()}")
     return json.loads(out)
