@@ -2,6 +2,8 @@
 //! machine nor its load. Budgets are what it was when they were recorded, and a little air; whoever lowers a count
 //! lowers its budget. Time is not measured here: `examples/merge_cost.rs`.
 
+#![allow(clippy::unwrap_used, reason = "this is a test")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
