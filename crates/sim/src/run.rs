@@ -397,6 +397,8 @@ fn heal(world: &mut World) {
     // Resets and resends that the faults left on the way may still break a stream.
     world.run(world.env.now_ns + SETTLE_NS, |_| false);
     bounded(world, PROGRESS_NS_MAX, NODES_MEET, is_complete);
+    // Who was refused meanwhile, and begins anew with an empty directory, joins by itself in auto mode.
+    bounded(world, RING_NS_MAX, RING_ENDS, World::is_ring_at_rest);
     give_up(world);
     if world.env.violations.is_empty() {
         under_hood::lose_and_find(world);

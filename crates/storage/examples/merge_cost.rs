@@ -7,15 +7,16 @@
 //! ```
 //!
 //! Records have 16-byte keys and 100-byte values and come in batches of 64. `insert` merges keys that are
-//! new, `overwrite` keys of the same epoch that are in memory, `next-epoch` the same keys in a later epoch.
-//! The disk takes everything and keeps nothing, the engine is empty.
+//! new, `overwrite` keys of the same epoch that are in memory, `next-epoch` the same keys in a later epoch. `cached` merges
+//! keys that have been flushed, and whose records the cache still has; `from-engine` the same without a cache, so that
+//! the default engine, in a temporary directory, is asked for each. The log's disk takes everything and keeps nothing.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use mds_storage::engine::MemoryEngine;
+use mds_storage::engine::{self, Engine, MemoryEngine};
 use mds_storage::store::{FsyncPolicy, Store, StoreOptions};
 use mds_storage::{Disk, DiskFile};
 use mds_types::{Body, Epoch, Hlc, NodeId, Record, Version};
@@ -110,12 +111,18 @@ fn measured(store: &mut Store, records: &[Record]) -> Result<(), Box<dyn std::er
 }
 
 fn run(what: &str) -> Result<f64, Box<dyn std::error::Error>> {
-    let options = StoreOptions {
+    let mut options = StoreOptions {
         fsync: FsyncPolicy::Os,
         segment_bytes_max: 256 * 1024 * 1024,
         ..StoreOptions::default()
     };
-    let mut store = Store::open(Arc::new(NoDisk), Arc::new(MemoryEngine::new()), options)?;
+    let dir = tempfile::tempdir()?;
+    let mut engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
+    if what == "from-engine" {
+        options.cache_bytes_max = 0;
+        engine = engine::open("fjall", &dir.path().join("engine"))?;
+    }
+    let mut store = Store::open(Arc::new(NoDisk), engine, options)?;
     let before = records(0, 1);
     if what != "insert" {
         for batch in before.chunks(BATCH) {
@@ -125,6 +132,10 @@ fn run(what: &str) -> Result<f64, Box<dyn std::error::Error>> {
     let next = records(1, if what == "next-epoch" { 2 } else { 1 });
     if what == "next-epoch" {
         store.epoch_changed(Epoch(2))?;
+    }
+    if matches!(what, "cached" | "from-engine") {
+        store.freeze()?;
+        while store.flusher().work()? {}
     }
     let start = Instant::now();
     measured(&mut store, &next)?;
@@ -136,7 +147,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{what}: {:.0} ns", run(&what)?);
         return Ok(());
     }
-    for what in ["insert", "overwrite", "next-epoch"] {
+    for what in ["insert", "overwrite", "next-epoch", "cached", "from-engine"] {
         // The best of some: what disturbs a measurement only ever adds.
         let mut best = f64::INFINITY;
         for _ in 0..15 {

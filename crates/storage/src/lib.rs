@@ -13,6 +13,7 @@ pub mod keys;
 pub mod runs;
 pub mod store;
 
+mod cache;
 mod epoch_index;
 mod error;
 mod ledger;

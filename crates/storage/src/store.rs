@@ -13,8 +13,8 @@
 //! 1. A batch is one append and, under [`FsyncPolicy::Always`], one sync. Only then does it become
 //!    visible: what a reader sees is as durable as the policy promises, over restarts too.
 //! 2. Only winners are appended, so of one key the later frame is the newer record.
-//! 3. Readers look in the active table, the frozen ones from new to old, the one flushed last, then
-//!    the engine. A table goes only after the engine shows its records.
+//! 3. Readers look in the active table, the frozen ones from new to old, the cache of what the engine holds, then
+//!    the engine. A table goes only after the engine shows its records, and the cache nothing older.
 //! 4. Flush order (see [`flush`](Flusher)): segments reach the engine strictly in order, each
 //!    committed and deleted before the next is handed over, because the engine keeps what arrives
 //!    last and not what is newest.
@@ -62,8 +62,8 @@ use crate::table::{Entry, Table};
 pub use self::collect::{Collected, Dead};
 pub use self::flush::Flusher;
 pub use self::options::{
-    BUCKET_COUNT, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX, RUN_FILES_MAX,
-    SEARCH_ROWS_MAX, SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
+    BUCKET_COUNT, CACHE_BYTES_MAX, FROZEN_TABLES_MAX, FsyncPolicy, INDEX_BYTES_MAX, RUN_BYTES_MAX,
+    RUN_FILES_MAX, SEARCH_ROWS_MAX, SEGMENT_BYTES_MAX, StoreOptions, WIPE_KEYS_MAX,
 };
 pub use self::reader::{Lookup, StoreReader};
 pub use self::scrub::{RangeOf, Scrub, ScrubFinding, ScrubOptions, ScrubStep, SettledRange};
@@ -440,13 +440,11 @@ impl Store {
     }
 }
 
-/// The tables, from the newest: what the engine does not show yet, and the one that it has just
-/// been handed, as a cache of recent versions.
+/// The tables: what the engine does not show yet.
 struct Tables {
     active: Table,
     /// Oldest first.
     frozen: VecDeque<Arc<Table>>,
-    flushed: Option<Arc<Table>>,
     /// The hashes of the rows that are in tables and run files.
     index: EpochIndex,
 }
@@ -459,8 +457,7 @@ impl Tables {
 
     /// The same without the active table.
     fn get_older(&self, key: &[u8]) -> Option<&Entry> {
-        let mut frozen = self.frozen.iter().rev().filter_map(|table| table.get(key));
-        frozen.next().or_else(|| self.flushed.as_ref()?.get(key))
+        self.frozen.iter().rev().find_map(|table| table.get(key))
     }
 }
 

@@ -298,6 +298,11 @@ impl Table {
         entries
     }
 
+    /// All entries, in no order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
     /// The row of a key in an epoch, if this table has one: the rank of its version.
     pub(crate) fn row(&self, epoch: Epoch, key: &[u8]) -> Result<Option<Rank>, DecodeError> {
         let current = self.get(key);

@@ -112,11 +112,13 @@ pub enum Mutation {
     RebuildResurrects,
     /// The scrub takes every page of settled records for equal.
     ScrubComparesNothing,
+    /// A record in the cache stays when a newer one of its key reaches the engine.
+    CacheKeepsOld,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 48] = [
+    pub const ALL: [Mutation; 49] = [
         Mutation::StampInSeconds,
         Mutation::ClockMarkForgotten,
         Mutation::MergeByArrival,
@@ -165,6 +167,7 @@ impl Mutation {
         Mutation::SupersededNotLogged,
         Mutation::RebuildResurrects,
         Mutation::ScrubComparesNothing,
+        Mutation::CacheKeepsOld,
     ];
 
     /// Whether a run of the simulator can show it. What cannot be shown there is caught by a test beside the part
@@ -220,7 +223,8 @@ impl Mutation {
             | Mutation::HintCounts
             | Mutation::RetryRestamped
             | Mutation::SessionIgnored
-            | Mutation::ScrubComparesNothing => None,
+            | Mutation::ScrubComparesNothing
+            | Mutation::CacheKeepsOld => None,
         }
     }
 }

@@ -109,6 +109,8 @@ impl Trio {
             let shared: Arc<dyn mds_storage::Disk> = Arc::new(disk.clone());
             let options = StoreOptions {
                 partition_count: 8,
+                // What an engine shows is seen at once, also by tests that tamper with it.
+                cache_bytes_max: 0,
                 ..StoreOptions::default()
             };
             let engine = MemoryEngine::new();

@@ -16,6 +16,7 @@
 //! What it does not do: several machines at once; transactions and scans; a check for linearizability. Verification
 //! (`verify`) checks what overlapping quorums promise.
 
+mod assembly;
 mod connection;
 mod epoll;
 mod http;
@@ -25,10 +26,13 @@ pub(crate) mod plan;
 pub(crate) mod processes;
 mod progress;
 mod random;
+mod readiness;
 pub(crate) mod report;
 mod resp;
 mod run;
 pub(crate) mod schedule;
+mod shared;
+mod sockets;
 pub(crate) mod svg;
 pub(crate) mod table;
 mod tally;

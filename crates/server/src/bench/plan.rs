@@ -92,8 +92,12 @@ pub(crate) struct Plan {
     pub(crate) reconnects: u32,
 }
 
-/// Requests on their way on each connection while keys are loaded, at least: nobody measures that.
+/// Requests on their way on each connection while keys are loaded, if their values are small: nobody measures that.
 const LOAD_PIPELINE: usize = 16;
+
+/// Bytes of values on their way on all connections while keys are loaded, unless one request on each takes more. More would
+/// only wait in the servers' queues.
+const LOAD_BYTES: usize = 8 << 20;
 
 /// Keys that a ledger is kept for, at most: 8 GiB.
 const VERIFIED_KEYS_MAX: u64 = 1 << 30;
@@ -177,7 +181,8 @@ impl Plan {
 
     /// Requests on their way on a connection while keys are loaded.
     pub(super) fn load_pipeline(&self) -> usize {
-        self.pipeline.max(LOAD_PIPELINE)
+        let each = LOAD_BYTES / (self.connections * self.value_bytes.1.max(1));
+        self.pipeline.max(each.min(LOAD_PIPELINE))
     }
 
     /// The load phase of a thread.

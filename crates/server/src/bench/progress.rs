@@ -9,6 +9,8 @@ use super::report::SecondBody;
 pub(super) struct Progress {
     is_live: bool,
     is_shown: bool,
+    /// It was said that a target is waited for.
+    has_waited: bool,
 }
 
 impl Progress {
@@ -16,7 +18,17 @@ impl Progress {
         Progress {
             is_live: std::io::stderr().is_terminal(),
             is_shown: false,
+            has_waited: false,
         }
+    }
+
+    /// A target is waited for. Somebody who looks into a file later is told of it too, once.
+    pub(super) fn waiting(&mut self, why: &str) {
+        if !self.is_live && !self.has_waited {
+            let _ = writeln!(std::io::stderr(), "waiting: {why}");
+        }
+        self.has_waited = true;
+        self.show(&format!("waiting: {why}"));
     }
 
     /// So many keys of so many are there after so long.

@@ -5,21 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::assembly::Cpu;
 use super::connection::Connection;
 use super::epoll;
 use super::plan::{Plan, Until};
 use super::processes::{Named, Watch, own_us};
 use super::progress::Progress;
-use super::report::{Cpu, LoadBody, Report, ResultBody, SecondBody};
+use super::readiness;
+use super::report::{LoadBody, Report, ResultBody, SecondBody};
+use super::shared::Shared;
 use super::tally::{Slice, Tally};
 use super::verify::Ledger;
-use super::worker::{Clock, Manners, SECOND_NS, Shared, Worker};
+use super::worker::{Manners, SECOND_NS, Worker};
 use crate::cli::{Failure, output};
 
 /// What threads said and was not heard yet, at most: each says something once a second.
@@ -44,6 +47,8 @@ enum Order {
 /// What a thread says.
 #[derive(Debug)]
 enum Said {
+    /// A target does not serve yet, in its words.
+    Waits(String),
     Ready,
     Second(u64, Slice),
     Done(Box<Tally>),
@@ -83,11 +88,7 @@ impl Run {
         let interrupt = signal(SignalKind::interrupt())?;
         let terminate = signal(SignalKind::terminate())?;
         let plan = Arc::new(plan);
-        let shared = Arc::new(Shared {
-            clock: Clock::new(),
-            stop: AtomicBool::new(false),
-            completed_ns: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new());
         let ledger = plan.ledger();
         let (say, said) = mpsc::channel(SAID_MAX);
         let mut orders = Vec::new();
@@ -133,12 +134,15 @@ impl Run {
     }
 
     async fn connect(&mut self) -> Result<(), Failure> {
-        for _ in 0..self.plan.threads {
+        let mut ready = 0;
+        while ready < self.plan.threads {
             match self.hear().await? {
-                Some(Said::Ready) => {}
+                Some(Said::Ready) => ready += 1,
+                Some(Said::Waits(text)) => self.progress.waiting(&text),
                 _ => return Err(Failure::unavailable("interrupted")),
             }
         }
+        self.progress.clear();
         Ok(())
     }
 
@@ -215,7 +219,7 @@ impl Run {
                     }
                 }
                 Some(Said::Done(tally)) => done.push(*tally),
-                Some(Said::Ready | Said::Failed(_)) | None => {}
+                Some(Said::Waits(_) | Said::Ready | Said::Failed(_)) | None => {}
             }
         }
         let generator_us = match is_restarted {
@@ -244,7 +248,7 @@ impl Run {
     /// Tells all threads to begin together; when that is.
     fn order(&self, order: impl Fn(u64) -> Order) -> u64 {
         let start_ns = self.shared.clock.now_ns() + RUN_UP_NS;
-        self.shared.completed_ns.store(start_ns, Ordering::Relaxed);
+        self.shared.begin(start_ns);
         for thread in &self.orders {
             // One that has gone has said why.
             let _ = thread.send(order(start_ns));
@@ -343,13 +347,12 @@ impl Thread {
         let connections = connections.collect();
         let worker = Worker::new(self.shared.clone(), manners(plan.pipeline), connections);
         let mut worker = worker.map_err(|error| format!("cannot wait for sockets: {error}"))?;
-        worker.connect().map_err(|(target, why)| {
-            let name = plan
-                .targets
-                .get(target)
-                .map_or("?", |target| target.name.as_str());
-            format!("cannot use {name}: {why}. Is it running? (`mydatastore lab` starts a cluster)")
-        })?;
+        if plan.loads {
+            self.wait_until_served()?;
+        }
+        worker
+            .connect()
+            .map_err(|(target, why)| self.cannot_use(target, &why))?;
         let _ = self.say.blocking_send(Said::Ready);
         while let Ok(order) = orders.recv() {
             let key_form = plan.key_form()?;
@@ -375,6 +378,31 @@ impl Thread {
             let _ = self.say.blocking_send(Said::Done(Box::new(phase.tally)));
         }
         Ok(())
+    }
+}
+
+impl Thread {
+    /// Waits for all targets. Some refuse even the greeting until they serve.
+    fn wait_until_served(&self) -> Result<(), String> {
+        let mut key = Vec::new();
+        self.plan.key_form()?.write(0, &mut key);
+        for (number, target) in self.plan.targets.iter().enumerate() {
+            let on_wait = |said: &str| {
+                let text = format!("{} does not serve yet: {said}", target.name);
+                let _ = self.say.blocking_send(Said::Waits(text));
+                !self.shared.stop.load(Ordering::Relaxed)
+            };
+            let mut wire = self.plan.wire(number);
+            readiness::wait_until_served(target.addr, &mut wire, &key, on_wait)
+                .map_err(|why| self.cannot_use(number, &why))?;
+        }
+        Ok(())
+    }
+
+    fn cannot_use(&self, target: usize, why: &str) -> String {
+        let target = self.plan.targets.get(target);
+        let name = target.map_or("?", |target| target.name.as_str());
+        format!("cannot use {name}: {why}. Is it running? (`mydatastore lab` starts a cluster)")
     }
 }
 

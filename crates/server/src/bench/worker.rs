@@ -10,13 +10,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::connection::{Connection, State};
 use super::epoll::{Epoll, Event};
 use super::phase::Phase;
-use super::tally::{Slice, Stall, Tally};
+use super::shared::Shared;
+use super::tally::Slice;
 use super::wire::Answer;
 
 /// The first pause before a broken connection is made again, nanoseconds; it doubles.
@@ -29,30 +30,6 @@ const LOOK_NS: u64 = 20_000_000;
 
 /// A second of the timeline, nanoseconds.
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
-
-/// The clock of a run: nanoseconds since it was made.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(Instant);
-
-impl Clock {
-    pub(super) fn new() -> Clock {
-        Clock(Instant::now())
-    }
-
-    pub(super) fn now_ns(self) -> u64 {
-        self.0.elapsed().as_nanos() as u64
-    }
-}
-
-/// What all threads share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) clock: Clock,
-    /// End early.
-    pub(super) stop: AtomicBool,
-    /// When anything was last completed, by whichever thread.
-    pub(super) completed_ns: AtomicU64,
-}
 
 /// How a thread treats its connections.
 #[derive(Clone, Copy, Debug)]
@@ -143,12 +120,18 @@ impl Worker {
         self.manners = manners;
     }
 
-    /// Carries out a phase. `tell` hears of each second, when it is over.
+    /// Carries out a phase, from the start of its window on. `tell` hears of each second, when it is over.
     pub(super) fn run(
         &mut self,
         phase: &mut Phase,
         tell: &mut impl FnMut(u64, Slice),
     ) -> io::Result<()> {
+        // What is begun before the window would not count.
+        let early_ns = phase
+            .window
+            .start_ns
+            .saturating_sub(self.shared.clock.now_ns());
+        std::thread::sleep(Duration::from_nanos(early_ns));
         self.begin_phase(phase);
         let mut ended_sending_ns = None;
         loop {
@@ -224,13 +207,8 @@ impl Worker {
                 _ => schedule.due_and_not_taken(until_ns),
             };
         }
-        self.note_pause(
-            &mut phase.tally,
-            phase.window.measure_from_ns,
-            phase.window.start_ns,
-            ended_ns,
-            false,
-        );
+        let pause = self.shared.pause(&phase.window, ended_ns);
+        phase.tally.stall_overall.or_longer(pause);
         phase.tally.ended_ns = last_ns;
         let slice = std::mem::replace(&mut phase.slice, Slice::new());
         tell(self.second, slice);
@@ -355,15 +333,8 @@ impl Worker {
                 connection.take(bytes);
             }
             if has_completed {
-                let window = phase.window;
-                note_pause(
-                    &self.shared,
-                    &mut phase.tally,
-                    window.measure_from_ns,
-                    window.start_ns,
-                    now_ns,
-                    true,
-                );
+                let pause = self.shared.completed(&phase.window, now_ns);
+                phase.tally.stall_overall.or_longer(pause);
             }
             if phase.schedule.is_none() && connection.pending.is_empty() {
                 fill(phase, connection, self.manners.pipeline, now_ns);
@@ -454,44 +425,12 @@ impl Worker {
             }
         };
     }
-
-    fn note_pause(
-        &self,
-        tally: &mut Tally,
-        from_ns: u64,
-        start_ns: u64,
-        now_ns: u64,
-        completed: bool,
-    ) {
-        note_pause(&self.shared, tally, from_ns, start_ns, now_ns, completed);
-    }
 }
 
 /// Sends as many requests as a closed loop has on its way.
 fn fill(phase: &mut Phase, connection: &mut Connection, pipeline: usize, now_ns: u64) {
     let mut outgoing = connection.outgoing();
     while outgoing.pending.len() < pipeline && phase.begin(&mut outgoing, now_ns, now_ns) {}
-}
-
-/// Notes how long nothing was completed by anybody, up to now; from the measured window's beginning on.
-fn note_pause(
-    shared: &Shared,
-    tally: &mut Tally,
-    from_ns: u64,
-    start_ns: u64,
-    now_ns: u64,
-    completed: bool,
-) {
-    let before_ns = match completed {
-        true => shared.completed_ns.fetch_max(now_ns, Ordering::Relaxed),
-        false => shared.completed_ns.load(Ordering::Relaxed),
-    };
-    let before_ns = before_ns.max(from_ns);
-    tally.stall_overall.or_longer(Stall {
-        span_ns: now_ns.saturating_sub(before_ns),
-        from_ns: before_ns.saturating_sub(start_ns),
-        ..Stall::default()
-    });
 }
 
 /// Brings a connection that is being made a step further.

@@ -160,6 +160,9 @@ config_fields! {
     http_requests_max: u32 = 512, "requests",
         "HTTP data requests at a time; more are answered 503. Health and metrics are not counted.",
         "Too low: load is shed for nothing.";
+    cache_bytes_max: u64 = 48 * 1024 * 1024, "bytes",
+        "Memory for records that are on disk and are asked for often.",
+        "Too low: reads and writes of keys that were not written lately ask the storage engine.";
     hint_bytes_max: u64 = 1024 * 1024 * 1024, "bytes",
         "Disk for the writes that one unreachable replica missed. Full: no more are kept for it.",
         "Too low: a returning replica needs read repair or sync to catch up.";

@@ -408,6 +408,21 @@ fn store_samples(store: &StoreStats) -> Vec<Sample> {
             "Dead records that were collected: tombstones of settled epochs, and expired values.",
             store.collected,
         ),
+        counter(
+            "store_cache_hits",
+            "Lookups of single keys that were in no table, and in the cache of what the engine holds.",
+            store.cache_hits,
+        ),
+        counter(
+            "store_engine_gets",
+            "Lookups of single keys that asked the engine.",
+            store.engine_gets,
+        ),
+        gauge(
+            "store_cache_bytes",
+            "Bytes of the engine's records in memory, roughly.",
+            store.cache_bytes,
+        ),
         gauge(
             "store_index_bytes",
             "Bytes of bucket hashes in memory, roughly.",

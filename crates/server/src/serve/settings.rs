@@ -26,6 +26,7 @@ pub(super) fn of(config: &NodeConfig, seed: u64) -> shell::NodeConfig {
                 FsyncPolicy::IntervalMs(ms) => StoreFsync::Interval { ms },
                 FsyncPolicy::Os => StoreFsync::Os,
             },
+            cache_bytes_max: size(config.cache_bytes_max),
             value_bytes_max,
             ..StoreOptions::default()
         },

@@ -40,6 +40,9 @@ const WIPE_KEYS_MAX: usize = 2;
 /// Few, so that an epoch is searched for dead records in several steps.
 const SEARCH_ROWS_MAX: usize = 4;
 
+/// A few records only: most lookups find out what happens where the cache ends, and where it goes on.
+const CACHE_BYTES_MAX: usize = 2_048;
+
 /// Records merged as one group, at most.
 const GROUP_RECORDS_MAX: usize = 4_096;
 
@@ -83,6 +86,7 @@ impl StoreLane {
             segment_bytes_max: SEGMENT_BYTES_MAX,
             wipe_keys_max: WIPE_KEYS_MAX,
             search_rows_max: SEARCH_ROWS_MAX,
+            cache_bytes_max: CACHE_BYTES_MAX,
             secret: (incarnation.0 >> 64) as u64,
             row_seed: row_seed(cluster),
             ..StoreOptions::default()
@@ -271,7 +275,12 @@ impl Process {
         if done.merges.iter().any(is_refused) {
             env.reached.count("write refused for want of room");
         }
+        let now = done.ledger.as_ref().unwrap_or(&lane.seen);
         for Arrival { key, .. } in arrivals {
+            // What is left of a partition that is being wiped is shown to nobody.
+            if now.partition(partition_of(&key, lane.partitions)).state == PartitionState::Wiping {
+                continue;
+            }
             match lane.reader.get(&key) {
                 Ok(Some(record)) => {
                     if let Some(broken) = env.watch.visible_by(self.node, &record, &lane.seen) {
@@ -296,6 +305,9 @@ impl Process {
         let Some(lane) = &mut self.store else { return };
         if done.collected > 0 {
             env.reached.add("tombstone collected", done.collected);
+        }
+        // An old copy lacks what its original has shown since.
+        if done.collected > 0 && self.origin != Origin::Copy {
             for (key, _) in env.watch.shown(self.node) {
                 let lost = env.lost_record.as_ref();
                 if lost.is_some_and(|lost| (lost.node, &lost.key) == (self.node, &key)) {

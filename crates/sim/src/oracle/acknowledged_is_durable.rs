@@ -1,7 +1,7 @@
 //! **No acknowledged write is lost: in the end at least W replicas hold it, or something newer.**
 //!
 //! W is the write's own. A disk that was lost for ever may have been one of the W; that is all that
-//! may be missing.
+//! may be missing. So may a member that a change of the ring did not wait for: it is emptied when it comes back.
 
 use std::collections::BTreeMap;
 

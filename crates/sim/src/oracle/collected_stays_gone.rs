@@ -24,6 +24,9 @@ pub(super) const INVARIANT: &str = "what was collected stays gone";
 pub(super) struct CollectedStaysGone {
     /// By replica and key, the record that is gone there.
     gone: BTreeMap<(usize, Bytes), Record>,
+    /// All records that were ever gone somewhere. Who collected them may have given the partition away since; who was
+    /// filled by a stream is without them all the same.
+    ever: BTreeMap<(Bytes, Version), Record>,
     /// By key, when a version was first gone somewhere, growing in time.
     first: BTreeMap<Bytes, Vec<(u64, Version)>>,
     /// Partitions that were filled by a stream, with what the source had settled.
@@ -43,6 +46,7 @@ impl CollectedStaysGone {
     ) -> Option<Broken> {
         let (key, version) = (&record.key, record.version);
         self.gone.insert((node, key.clone()), record.clone());
+        self.ever.insert((key.clone(), version), record.clone());
         let first = self.first.entry(key.clone()).or_default();
         if first.last().is_none_or(|(_, last)| *last < version) {
             first.push((now_ns, version));
@@ -122,7 +126,7 @@ impl CollectedStaysGone {
         let own = self.gone.range(range).map(|(_, record)| record);
         let held: BTreeSet<&Bytes> = held.iter().map(|record| &record.key).collect();
         let mut kept: BTreeMap<&Bytes, &Record> = own.map(|record| (&record.key, record)).collect();
-        for record in self.gone.values() {
+        for record in self.ever.values() {
             let place = (node, partition_of(&record.key, partitions));
             let settled = self.streamed.get(&place);
             if settled.is_some_and(|settled| record.epoch <= *settled)
@@ -174,5 +178,11 @@ mod tests {
         assert_eq!(watch.of(1, &[], 1), [record(1, 5)]);
         assert_eq!(watch.of(1, &[record(1, 6)], 1), [], "it holds something");
         assert_eq!(watch.of(2, &[], 1), [], "it was not filled by a stream");
+        watch.forget(0);
+        assert_eq!(
+            watch.of(1, &[], 1),
+            [record(1, 5)],
+            "who collected it has gone"
+        );
     }
 }

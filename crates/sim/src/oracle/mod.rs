@@ -169,6 +169,12 @@ impl Watch {
         self.left_out.contains(&node) && settled < others_settled
     }
 
+    /// How many members changes of the ring did not wait for: each may have been one of those that acknowledged a write,
+    /// and have been emptied when it came back, as if its disk had been lost.
+    pub(crate) fn left_out(&self) -> usize {
+        self.left_out.len()
+    }
+
     /// Whether what was collected of a key lies above what a replica has settled, which was left out.
     fn is_behind_since_left_out(&self, node: usize, key: &Bytes, ledger: &Ledger) -> bool {
         let count = ledger.partitions().count() as u16;
@@ -406,7 +412,8 @@ pub(crate) fn examine(
         &watch.with_collected(history),
     );
     let mut broken = Vec::new();
-    broken.extend(acknowledged_is_durable::check(replicas, history, &lost));
+    let gone = |key: &Bytes| lost(key) + watch.left_out();
+    broken.extend(acknowledged_is_durable::check(replicas, history, gone));
     broken.extend(nothing_invented::check(replicas, history));
     broken.extend(failed_means_nothing::check(replicas, history));
     broken.extend(stamps_grow::check(history));

@@ -122,7 +122,8 @@ fn nothing_is_missed(
     };
     for (&key, operations) in keys.iter().filter(|(key, _)| is_in_stretch(key)) {
         let r = quorum(page, key);
-        let settled = |op: &&Operation| settled_before(op, page.invoked_ns, r, n);
+        let left_out = u8::try_from(watch.left_out()).unwrap_or(u8::MAX);
+        let settled = |op: &&Operation| settled_before(op, page.invoked_ns, r, n, left_out);
         let bound = operations.iter().filter_map(settled);
         let Some(bound) = bound.max() else { continue };
         match shown.get(key) {
@@ -152,7 +153,14 @@ fn is_expiring(record: &mds_types::Record) -> bool {
 
 /// The version that so many replicas are known to have held before the page was asked for that its
 /// quorum meets them: of an acknowledged write, or of a read that was repaired.
-fn settled_before(operation: &Operation, asked_ns: u64, r: u8, n: u8) -> Option<Version> {
+/// `left_out`: so many of these may have been emptied since.
+fn settled_before(
+    operation: &Operation,
+    asked_ns: u64,
+    r: u8,
+    n: u8,
+    left_out: u8,
+) -> Option<Version> {
     let (version, holders) = match operation.ending {
         Ending::Written { version } => (version, operation.write_quorum),
         Ending::Read { version, .. } => {
@@ -161,7 +169,7 @@ fn settled_before(operation: &Operation, asked_ns: u64, r: u8, n: u8) -> Option<
         _ => return None,
     };
     let is_before = operation.returned_ns? < asked_ns;
-    (is_before && holders + r > n).then_some(version)
+    (is_before && holders.saturating_sub(left_out) + r > n).then_some(version)
 }
 
 #[cfg(test)]

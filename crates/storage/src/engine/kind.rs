@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::{Engine, EngineError, FjallEngine, MemoryEngine, ReopeningEngine};
 
-/// Default bound on an engine's block cache, in bytes. More makes reads of settled keys cheaper.
-pub const CACHE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// Default bound on an engine's block cache, in bytes. More makes scans cheaper; of single records the store keeps
+/// those that are asked for itself.
+pub const CACHE_BYTES_DEFAULT: u64 = 32 * 1024 * 1024;
 
 /// The engines by name. The name is what a data directory remembers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

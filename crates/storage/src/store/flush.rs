@@ -143,7 +143,8 @@ impl Flusher {
         let hashes = self.hashes(&rows);
         shared.runs.write_segment(table.segment(), rows)?;
 
-        // The engine shows the records: the table may go. It stays for one more turn as a cache.
+        // The engine shows the records: the table may go, and leaves them to the cache.
+        shared.cache.take_in(table);
         {
             let mut tables = shared.tables.write();
             for ((epoch, partition), hashes) in &hashes {
@@ -153,7 +154,6 @@ impl Flusher {
                 true => tables.frozen.pop_back(),
                 false => tables.frozen.pop_front(),
             };
-            tables.flushed = Some(table.clone());
         }
 
         match is_on(Mutation::SegmentDroppedFirst) {

@@ -28,6 +28,7 @@ use mds_types::{Epoch, Kind, PartitionId, Record, Version};
 
 use super::shared::Shared;
 use super::{Merged, PartitionState, Purpose, RowMerged, StoreError, Tables};
+use crate::cache::Ticket;
 use crate::epoch_index::IndexChange;
 use crate::keys::bucket_of;
 use crate::ledger::{Ledger, has_passed};
@@ -69,7 +70,7 @@ enum Current<'a> {
     Active { version: Version, epoch: Epoch },
     /// In an older one.
     Older(Entry),
-    /// In the engine.
+    /// In the engine, or the cache of what it holds.
     Engine(Box<Record>),
     /// Earlier in the batch.
     Batch(&'a Record),
@@ -121,7 +122,7 @@ enum InTables {
     Older(Entry),
     /// There is no record of it any more.
     Gone,
-    /// The engine has to be asked.
+    /// The cache and the engine have to be asked.
     No,
 }
 
@@ -132,6 +133,7 @@ pub(super) fn judge<'a>(
     merges: impl ExactSizeIterator<Item = (Purpose, &'a Record)> + Clone,
 ) -> Result<(Vec<Merged>, Vec<Accepted<'a>>), StoreError> {
     let ledger = shared.ledger.get();
+    let ticket = shared.cache.ticket();
     let count = merges.len();
     // Nothing enters the tables but through this thread, and the flusher moves records down
     // only: what is not in the tables now is in the engine, or nowhere.
@@ -147,7 +149,13 @@ pub(super) fn judge<'a>(
         let partition = partition_of(&record.key, shared.options.partition_count);
         let current = match batch.get(&record.key[..]) {
             Some(earlier) => Some(Current::Batch(earlier)),
-            None => current_of(shared, partition, &record.key, in_tables)?,
+            None => {
+                // The engine has lost it; what is in memory hides that.
+                if matches!(purpose, Purpose::Rebuild { .. }) {
+                    shared.cache.forget(&record.key);
+                }
+                current_of(shared, ticket, partition, &record.key, in_tables)?
+            }
         };
         let arriving = Arriving {
             shared,
@@ -176,6 +184,7 @@ pub(super) fn judge_rows<'a>(
     ranks: &[Rank],
 ) -> Result<(Vec<RowMerged>, Vec<Accepted<'a>>), StoreError> {
     let ledger = shared.ledger.get();
+    let ticket = shared.cache.ticket();
     let mut outcomes = Vec::with_capacity(headers.len());
     let mut accepted: Vec<Accepted<'a>> = Vec::new();
     for (header, rank) in headers.iter().zip(ranks) {
@@ -188,7 +197,7 @@ pub(super) fn judge_rows<'a>(
             partition,
         };
         let in_tables = shared.tables.read().find(&header.key);
-        let current = current_of(shared, partition, &header.key, in_tables)?;
+        let current = current_of(shared, ticket, partition, &header.key, in_tables)?;
         let (outcome, row) = arriving.judge_row(*rank, current.as_ref(), &accepted)?;
         outcomes.push(outcome);
         accepted.extend(row);
@@ -199,6 +208,7 @@ pub(super) fn judge_rows<'a>(
 /// The current record of a key, which is not in the batch.
 fn current_of<'a>(
     shared: &Shared,
+    ticket: Ticket,
     partition: PartitionId,
     key: &[u8],
     in_tables: InTables,
@@ -208,7 +218,7 @@ fn current_of<'a>(
         InTables::Active(version, epoch) => Ok(Some(Current::Active { version, epoch })),
         InTables::Older(entry) => Ok(Some(Current::Older(entry))),
         InTables::No => {
-            let record = shared.get_from_engine_in(partition, key)?;
+            let record = shared.get_beneath_tables(ticket, partition, key)?;
             Ok(record.map(|record| Current::Engine(Box::new(record))))
         }
     }

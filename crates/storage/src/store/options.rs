@@ -3,7 +3,7 @@
 use mds_types::limits::{SLOT_COUNT, VALUE_BYTES_MAX};
 
 /// Default bound on a log segment, bytes: beyond it the next batch starts a new one. Memory is
-/// about (frozen tables + 2) times this; the replay of a full one takes about a tenth of a second.
+/// about (frozen tables + 1) times this; the replay of a full one takes about a tenth of a second.
 pub const SEGMENT_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// No segment is asked to be larger than this, bytes, whatever the options say.
@@ -28,6 +28,9 @@ pub const WIPE_KEYS_MAX: usize = 32 * 1024;
 /// Default bound on the rows that one step of the search for dead records looks at, beyond which it stops at the next
 /// bucket.
 pub const SEARCH_ROWS_MAX: usize = 4 * 1024;
+
+/// Default bound on the records of the engine that are kept in memory, bytes.
+pub const CACHE_BYTES_MAX: usize = crate::cache::CACHE_BYTES_MAX;
 
 /// Default number of Merkle leaves in a partition.
 pub const BUCKET_COUNT: u16 = 64;
@@ -66,6 +69,8 @@ pub struct StoreOptions {
     pub run_files_max: usize,
     /// Bound on the bucket hashes in memory, bytes; beyond it they are rebuilt from rows when asked for.
     pub index_bytes_max: usize,
+    /// See [`CACHE_BYTES_MAX`]; 0: every lookup of what is in no table asks the engine.
+    pub cache_bytes_max: usize,
     /// See [`WIPE_KEYS_MAX`]; at least 1.
     pub wipe_keys_max: usize,
     /// See [`SEARCH_ROWS_MAX`]; at least 1.
@@ -91,6 +96,7 @@ impl Default for StoreOptions {
             run_bytes_max: RUN_BYTES_MAX,
             run_files_max: RUN_FILES_MAX,
             index_bytes_max: INDEX_BYTES_MAX,
+            cache_bytes_max: CACHE_BYTES_MAX,
             wipe_keys_max: WIPE_KEYS_MAX,
             search_rows_max: SEARCH_ROWS_MAX,
             value_bytes_max: VALUE_BYTES_MAX,

@@ -40,13 +40,30 @@ impl StoreReader {
     /// # Errors
     /// If the engine fails, if what it holds is damaged, and if the store is poisoned.
     pub fn get(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        let ticket = self.shared.cache.ticket();
+        self.get_or(key, || {
+            let partition = self.partition_of(key);
+            self.shared.get_beneath_tables(ticket, partition, key)
+        })
+    }
+
+    /// The same past the cache: what the engine shows, where no table hides it.
+    pub(super) fn get_uncached(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        self.get_or(key, || self.shared.get_from_engine(key))
+    }
+
+    fn get_or(
+        &self,
+        key: &[u8],
+        beneath: impl FnOnce() -> Result<Option<Record>, StoreError>,
+    ) -> Result<Option<Record>, StoreError> {
         self.shared.check_sound()?;
         let entry = self.shared.tables.read().get(key).cloned();
         match entry {
             Some(entry) if entry.gone => Ok(None),
             Some(entry) => Ok(Some(self.shared.decode(&entry)?)),
             // Not in the tables at that moment, so the engine shows it now, or something newer.
-            None => self.shared.get_from_engine(key),
+            None => beneath(),
         }
     }
 
@@ -57,12 +74,13 @@ impl StoreReader {
             return Lookup::Ask;
         }
         let entry = self.shared.tables.read().get(key).cloned();
-        // That a key is gone is rare enough to be told by `get`.
-        let entry = entry.filter(|entry| !entry.gone);
-        match entry.and_then(|entry| self.shared.decode(&entry).ok()) {
-            Some(record) => Lookup::Found(record),
-            None => Lookup::Ask,
-        }
+        let record = match entry {
+            // That a key is gone is rare enough to be told by `get`.
+            Some(entry) if entry.gone => None,
+            Some(entry) => self.shared.decode(&entry).ok(),
+            None => self.shared.get_from_cache(key),
+        };
+        record.map_or(Lookup::Ask, Lookup::Found)
     }
 
     /// Rows of the epoch index, sorted by (partition, bucket, key): every key written in the epoch,

@@ -79,7 +79,6 @@ pub(super) fn open(
     let tables = Tables {
         active,
         frozen,
-        flushed: None,
         index,
     };
     Ok(Store {

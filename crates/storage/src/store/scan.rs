@@ -3,7 +3,7 @@
 //! A key may be in several places. The newest record is in the first of these that has it: the
 //! active table, the frozen ones from new to old, the engine, because a record enters the active
 //! table only if it wins over all of them. So losers are told by where they are and are never
-//! decoded. The table that was flushed last is left out: the engine has it.
+//! decoded.
 //!
 //! **Bounds.** Each place is asked for its first few entries only. What one place gave ends at some
 //! key; if it has more, nothing can be said about keys beyond, for it may have the newest record of

@@ -156,8 +156,8 @@ enum Stage {
     },
     Rows {
         epoch: Epoch,
-        /// The next bucket; before the first the hashes are compared.
-        bucket: Option<u16>,
+        /// The next bucket, and how many are read together; before the first the hashes are compared.
+        next: Option<(u16, u16)>,
     },
     Done,
 }
@@ -229,14 +229,13 @@ impl Scrub {
                 let after = after.clone();
                 self.look_at_records(reader, after, looks_max, step)
             }
+            Stage::Rows { epoch, next: None } => {
+                self.compare_hashes(reader, *epoch, looks_max, step)
+            }
             Stage::Rows {
                 epoch,
-                bucket: None,
-            } => self.compare_hashes(reader, *epoch, step),
-            Stage::Rows {
-                epoch,
-                bucket: Some(bucket),
-            } => self.look_for_records(reader, *epoch, *bucket, step),
+                next: Some((bucket, count)),
+            } => self.look_for_records(reader, *epoch, (*bucket, *count), step),
             Stage::Done => Ok(()),
         }
     }
@@ -292,16 +291,17 @@ impl Scrub {
         &mut self,
         reader: &StoreReader,
         epoch: Epoch,
+        looks_max: usize,
         step: &mut ScrubStep,
     ) -> Result<(), StoreError> {
-        let next = Stage::Rows {
+        let from_first = |together| Stage::Rows {
             epoch,
-            bucket: Some(0),
+            next: Some((0, together)),
         };
         step.looked_at += 1;
         let known = || reader.known_leaves(epoch, self.partition);
         let Some(before) = known()? else {
-            self.stage = next;
+            self.stage = from_first(1);
             return Ok(());
         };
         let rebuilt = reader.rebuilt_leaves(epoch, self.partition)?;
@@ -321,7 +321,10 @@ impl Scrub {
                 buckets: buckets.map(|bucket| bucket as u16).collect(),
             });
         }
-        self.stage = next;
+        // To read a few buckets takes as long as to read one: what is not flushed is looked through for each.
+        let buckets = u64::from(reader.shared.options.bucket_count);
+        let together = looks_max as u64 * buckets / rebuilt.row_count().max(1);
+        self.stage = from_first(together.clamp(1, buckets) as u16);
         Ok(())
     }
 
@@ -329,23 +332,28 @@ impl Scrub {
         &mut self,
         reader: &StoreReader,
         epoch: Epoch,
-        bucket: u16,
+        (bucket, together): (u16, u16),
         step: &mut ScrubStep,
     ) -> Result<(), StoreError> {
-        let range = RowRange::Bucket(self.partition, bucket);
+        let behind = bucket
+            .saturating_add(together)
+            .min(reader.shared.options.bucket_count);
+        let range = RowRange::Buckets(self.partition, bucket, behind - 1);
         let rows = reader.index_rows(epoch, range)?;
         step.looked_at += rows.len().max(1) as u64;
         for row in rows {
-            let current = reader.get(&row.key)?;
+            let current = reader.get_uncached(&row.key)?;
             let is_there = current.is_some_and(|current| current.version >= row.version);
             if !is_there && !is_settled(reader, self.partition, epoch) {
+                // Else what comes back would be taken for what is there.
+                reader.shared.cache.forget(&row.key);
                 step.findings.push(ScrubFinding::Lost { epoch, row });
             }
         }
-        self.stage = match bucket + 1 < reader.shared.options.bucket_count {
+        self.stage = match behind < reader.shared.options.bucket_count {
             true => Stage::Rows {
                 epoch,
-                bucket: Some(bucket + 1),
+                next: Some((behind, together)),
             },
             false => rows_behind(reader, self.partition, epoch),
         };
@@ -358,10 +366,7 @@ fn rows_behind(reader: &StoreReader, partition: PartitionId, epoch: Epoch) -> St
     let ledger = reader.ledger();
     let behind = ledger.partition(partition).settled.max(epoch);
     let next = reader.shared.tables.read().index.next_behind(behind);
-    next.map_or(Stage::Done, |epoch| Stage::Rows {
-        epoch,
-        bucket: None,
-    })
+    next.map_or(Stage::Done, |epoch| Stage::Rows { epoch, next: None })
 }
 
 /// Whether an epoch has been settled meanwhile: then its rows, and its dead records, may be gone.

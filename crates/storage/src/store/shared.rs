@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use super::chores::Chores;
 use super::flush::Flushing;
 use super::{Merged, StoreError, StoreOptions, Tables};
+use crate::cache::{RecordCache, Ticket};
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::keys::{Keyspace, engine_key};
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     pub(super) options: StoreOptions,
     /// Held for moments only: lookups, and the change of one batch.
     pub(super) tables: RwLock<Tables>,
+    /// What the engine holds, beneath the tables.
+    pub(super) cache: RecordCache,
     pub(super) runs: Runs,
     pub(super) ledger: LedgerFile,
     /// Held by the one that flushes.
@@ -62,10 +65,12 @@ pub(super) enum Counter {
     Syncs,
     Flushes,
     EpochsDropped,
+    CacheHits,
+    EngineGets,
 }
 
 impl Counter {
-    const COUNT: usize = Counter::EpochsDropped as usize + 1;
+    const COUNT: usize = Counter::EngineGets as usize + 1;
 }
 
 /// Counters since the store was opened, and gauges of now.
@@ -87,6 +92,12 @@ pub struct StoreStats {
     pub rows_alone: u64,
     /// Dead records that were collected.
     pub collected: u64,
+    /// Lookups of single keys that were in no table, and in the cache.
+    pub cache_hits: u64,
+    /// Lookups of single keys that asked the engine.
+    pub engine_gets: u64,
+    /// Bytes of the engine's records in memory, roughly.
+    pub cache_bytes: u64,
     /// Bytes of bucket hashes in memory, roughly.
     pub index_bytes: u64,
     /// Bytes appended to the log.
@@ -122,7 +133,9 @@ impl Shared {
         runs: Runs,
         ledger: LedgerFile,
     ) -> Shared {
+        let cache = RecordCache::new(options.cache_bytes_max, options.secret);
         Shared {
+            cache,
             disk,
             engine,
             options,
@@ -222,22 +235,49 @@ impl Shared {
         })
     }
 
-    /// The record of a key in the engine.
-    pub(super) fn get_from_engine(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
-        self.get_from_engine_in(partition_of(key, self.options.partition_count), key)
-    }
-
-    /// The same, of a key whose partition is known.
-    pub(super) fn get_from_engine_in(
+    /// The record of a key that is in no table: from the cache, else from the engine, and then it is kept.
+    /// `ticket`: of before the tables were asked.
+    pub(super) fn get_beneath_tables(
         &self,
+        ticket: Ticket,
         partition: PartitionId,
         key: &[u8],
     ) -> Result<Option<Record>, StoreError> {
-        let engine_key = engine_key(partition, Keyspace::Eventual, key);
-        match self.engine.get(&engine_key)? {
-            Some(value) => Ok(Some(self.decode_engine(key, value)?)),
-            None => Ok(None),
+        if let Some(record) = self.get_from_cache(key) {
+            return Ok(Some(record));
         }
+        let Some(value) = self.engine_value(partition, key)? else {
+            return Ok(None);
+        };
+        let record = self.decode_engine(key, value.clone())?;
+        self.cache.fill(ticket, partition, key, &value);
+        Ok(Some(record))
+    }
+
+    /// The record of a key in the cache.
+    pub(super) fn get_from_cache(&self, key: &[u8]) -> Option<Record> {
+        let record = self.cache.get(key)?;
+        self.add(Counter::CacheHits, 1);
+        Some(record)
+    }
+
+    /// The record of a key in the engine.
+    pub(super) fn get_from_engine(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        let partition = partition_of(key, self.options.partition_count);
+        let value = self.engine_value(partition, key)?;
+        value
+            .map(|value| self.decode_engine(key, value))
+            .transpose()
+    }
+
+    fn engine_value(
+        &self,
+        partition: PartitionId,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.add(Counter::EngineGets, 1);
+        let engine_key = engine_key(partition, Keyspace::Eventual, key);
+        Ok(self.engine.get(&engine_key)?)
     }
 
     /// Reads an engine value, which must be a record of this key.
@@ -313,6 +353,9 @@ impl Shared {
             not_here: count(Counter::NotHere),
             rows_alone: count(Counter::RowsAlone),
             collected: count(Counter::Collected),
+            cache_hits: count(Counter::CacheHits),
+            engine_gets: count(Counter::EngineGets),
+            cache_bytes: self.cache.bytes(),
             index_bytes: index_bytes as u64,
             log_bytes: count(Counter::LogBytes),
             syncs: count(Counter::Syncs),

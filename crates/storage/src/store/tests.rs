@@ -310,19 +310,41 @@ fn an_epoch_change_cuts_the_segment_and_leaves_one_run_for_each_epoch() {
 }
 
 #[test]
-fn a_flushed_table_stays_as_a_cache_until_the_next() {
+fn a_flushed_table_leaves_its_records_in_memory() {
     let bench = Bench::new();
     let mut store = bench.open();
     let reader = store.reader();
+    for hlc in 1..=3 {
+        merge(&mut store, "a", hlc);
+        store.freeze().unwrap();
+        store.flusher().work().unwrap();
+        let Lookup::Found(record) = reader.get_in_memory(b"a") else {
+            panic!("it is not in memory");
+        };
+        assert_eq!(record.version.hlc.0, hlc);
+    }
+    let stats = reader.stats();
+    assert_eq!(
+        (stats.engine_gets, stats.table_records),
+        (1, 0),
+        "it was asked before the first"
+    );
+}
+
+#[test]
+fn what_the_engine_was_asked_for_is_in_memory_the_next_time() {
+    let bench = Bench::new();
+    let mut store = bench.open();
     merge(&mut store, "a", 1);
-    store.freeze().unwrap();
-    store.flusher().work().unwrap();
-    assert!(matches!(reader.get_in_memory(b"a"), Lookup::Found(_)));
-    merge(&mut store, "b", 1);
-    store.freeze().unwrap();
-    store.flusher().work().unwrap();
+    store.close().unwrap();
+    let store = bench.open();
+    let reader = store.reader();
     assert_eq!(reader.get_in_memory(b"a"), Lookup::Ask);
-    assert_eq!(hlc_of(&reader, "a"), Some(1));
+    for _ in 0..2 {
+        assert_eq!(hlc_of(&reader, "a"), Some(1));
+    }
+    assert!(matches!(reader.get_in_memory(b"a"), Lookup::Found(_)));
+    assert_eq!(reader.stats().engine_gets, 1);
 }
 
 #[test]

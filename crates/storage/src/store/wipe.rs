@@ -119,10 +119,6 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        if !in_frozen {
-            // What was flushed last is still shown, as a cache.
-            self.shared.tables.write().flushed = None;
-        }
         Ok(in_frozen)
     }
 }
@@ -146,10 +142,10 @@ impl Flusher {
         let ledger = shared.ledger.get();
         let is_wiping =
             |partition: &PartitionId| ledger.partition(*partition).state == PartitionState::Wiping;
-        let wanted = wanted.into_iter().filter(is_wiping);
+        let wanted: Vec<PartitionId> = wanted.into_iter().filter(is_wiping).collect();
         let (mut keys_left, mut bytes_left) = (shared.options.wipe_keys_max, STEP_BYTES_MAX);
         let (mut ranges, mut emptied) = (Vec::new(), Vec::new());
-        for partition in wanted {
+        for &partition in &wanted {
             let (from, to) = engine_range(partition, Keyspace::Eventual, None);
             let (mut is_any, mut end) = (false, None);
             shared.engine.visit(&from, &to, &mut |key, _| {
@@ -174,6 +170,7 @@ impl Flusher {
         if !ranges.is_empty() {
             let dropped = shared.engine.drop_ranges(&ranges);
             dropped.map_err(|error| shared.poison_unless_full(StoreError::from(error)))?;
+            shared.cache.forget_partitions(&wanted);
         }
         shared.chores.lock().are_empty(emptied);
         Ok(true)

@@ -147,7 +147,8 @@ fn a_failed_sync_or_append_poisons_everything() {
 
 #[test]
 fn engine_read_errors_are_errors_and_damaged_values_are_named() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
+    bench.options.cache_bytes_max = 0;
     let mut store = bench.open();
     merge(&mut store, "a", 1);
     store.close().unwrap();
