@@ -6,6 +6,10 @@
 
 // The derive repeats the struct in a private module.
 #![allow(unreachable_pub)]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each column of `kubectl get` has attributes of the same names"
+)]
 
 use std::collections::BTreeMap;
 
