@@ -276,7 +276,9 @@ fn unborn(seen: &Observed, replicas: u32) -> Decision {
         let node = seen.pods.get(&ordinal).and_then(|pod| pod.node.as_ref());
         node.is_some_and(|node| !node.born)
     });
-    if replicas < size {
+    // Of a cluster that only does not answer just now, pods that are too many may have left volumes behind, which have to
+    // go first; it has to be asked.
+    if replicas < size && !seen.was_born {
         return act(Action::SetReplicas(size), format!("starting {size} pods"));
     }
     if !all_say_so {
@@ -498,7 +500,10 @@ impl Eye<'_> {
         let lost = cluster.members.keys().find(is_waited_for);
         if let Some(id) = lost {
             let name = self.name_of(id);
-            let may_abort = matches!(cluster.stage.as_str(), "prepare" | "write-both" | "stream");
+            // Calling off helps only if somebody has to take its place first, on the ring.
+            let is_on_ring = cluster.members[id].stage.is_on_ring();
+            let may_abort =
+                is_on_ring && matches!(cluster.stage.as_str(), "prepare" | "write-both" | "stream");
             return Some(match may_abort {
                 true => act(
                     Action::Ring(Change::Abort),
@@ -596,6 +601,13 @@ impl Eye<'_> {
                 format!("starting pods: {} to {size}", self.replicas),
             ));
         }
+        if let Some(ordinal) = self.has_left_for_good(size) {
+            let why = format!(
+                "{}-{ordinal} has left and may not come back: stopping it, to begin anew with an empty volume",
+                self.seen.name
+            );
+            return Some(act(Action::SetReplicas(ordinal), why));
+        }
         let mut joiners = Vec::new();
         let mut missing = Vec::new();
         for ordinal in 0..size {
@@ -623,6 +635,19 @@ impl Eye<'_> {
         }
         let why = format!("{} join the ring", self.names_of(&joiners));
         Some(act(Action::Ring(Change::Join(joiners)), why))
+    }
+
+    /// The first pod, of those that are wanted, whose node has left the ring while fewer were wanted; if nobody on the
+    /// ring is above it.
+    fn has_left_for_good(&self, size: u32) -> Option<u32> {
+        let on_ring = self
+            .on_ring()
+            .filter_map(|(_, member)| self.ordinal(member));
+        let first_free = on_ring.max().map_or(0, |highest| highest + 1);
+        (first_free..size).find(|ordinal| {
+            self.member_in(*ordinal)
+                .is_some_and(|(_, member)| member.stage == Stage::Left)
+        })
     }
 
     fn has_place(&self, ordinal: u32) -> bool {
