@@ -238,7 +238,7 @@ impl World {
             }
             4 => self.hints = u64::from(arg % 2),
             5 => self.wanted.quorums.r = 1 + arg % self.wanted.quorums.n,
-            6 => self.wanted.delete_scaled_volumes = arg % 2 == 0,
+            6 => self.wanted.delete_scaled_volumes = arg.is_multiple_of(2),
             _ => self.progress(),
         }
         self.look_alive();
