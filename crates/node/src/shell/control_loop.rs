@@ -259,10 +259,10 @@ impl ControlLoop {
 async fn datagram_task(udp: Rc<UdpSocket>, mut datagrams: mpsc::Receiver<(String, Bytes)>) {
     let mut resolver = transport::Resolver::default();
     while let Some((addr, bytes)) = datagrams.recv().await {
-        if let Some(addr) = resolver.resolve(&addr).await
-            && let Err(error) = udp.send_to(&bytes, addr).await
-        {
-            tracing::debug!(%addr, %error, "sending a datagram failed");
+        for addr in resolver.resolve(&addr).await {
+            if let Err(error) = udp.send_to(&bytes, addr).await {
+                tracing::debug!(%addr, %error, "sending a datagram failed");
+            }
         }
     }
 }

@@ -317,7 +317,7 @@ pub(super) async fn read_frame(
 /// is found again.
 #[derive(Debug, Default)]
 pub(super) struct Resolver {
-    known: BTreeMap<String, (Option<std::net::SocketAddr>, std::time::Instant)>,
+    known: BTreeMap<String, (Vec<std::net::SocketAddr>, std::time::Instant)>,
 }
 
 impl Resolver {
@@ -326,27 +326,30 @@ impl Resolver {
     /// Hosts remembered at most; beyond, all are forgotten and looked up afresh.
     const KNOWN_MAX: usize = 4_096;
 
-    /// The address of `host:port`.
-    pub(super) async fn resolve(&mut self, addr: &str) -> Option<std::net::SocketAddr> {
+    /// Addresses of one name at most; further ones are not used.
+    const ADDRS_MAX: usize = 16;
+
+    /// The addresses of `host:port`: one for a node's own name, many for a name that stands for all nodes of a
+    /// service, whose first address may be this very node's. Empty if the name is not known.
+    pub(super) async fn resolve(&mut self, addr: &str) -> Vec<std::net::SocketAddr> {
         if let Ok(literal) = addr.parse() {
-            return Some(literal);
+            return vec![literal];
         }
         if let Some((known, at)) = self.known.get(addr)
             && at.elapsed() < Self::FRESH
         {
-            return *known;
+            return known.clone();
         }
         let looked_up = tokio::time::timeout(Duration::from_secs(1), tokio::net::lookup_host(addr));
-        let found = looked_up
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .and_then(|mut found| found.next());
+        let found = match looked_up.await {
+            Ok(Ok(found)) => found.take(Self::ADDRS_MAX).collect(),
+            _ => Vec::new(),
+        };
         if self.known.len() >= Self::KNOWN_MAX {
             self.known.clear();
         }
         self.known
-            .insert(addr.to_owned(), (found, std::time::Instant::now()));
+            .insert(addr.to_owned(), (found.clone(), std::time::Instant::now()));
         found
     }
 }

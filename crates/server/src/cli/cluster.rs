@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -38,9 +38,18 @@ pub(super) struct InitArgs {
     /// Partitions, a power of two [default: 256]
     #[arg(long, value_name = "PARTITIONS")]
     partitions: Option<u16>,
+    /// Succeed also if the node is part of a cluster already
+    #[arg(long)]
+    if_unborn: bool,
+    /// Try again for so many seconds while nodes are missing
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    wait_s: u64,
     #[command(flatten)]
     node: NodeArgs,
 }
+
+/// Pause between two tries to give birth to a cluster.
+const INIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `ring`.
 #[derive(Args, Debug)]
@@ -60,7 +69,23 @@ pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
         w: args.w,
         partition_count: args.partitions,
     };
-    let status = init_cluster(&args.node.client()?, &body)?;
+    let client = args.node.client()?;
+    let until = Instant::now() + Duration::from_secs(args.wait_s);
+    let status = loop {
+        match init_cluster(&client, &body) {
+            Ok(status) => break status,
+            Err(failure) => {
+                if args.if_unborn && is_born(&client) {
+                    output::line("there is a cluster already: nothing to do")?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                if failure.code() != Failure::unavailable("").code() || Instant::now() >= until {
+                    return Err(failure);
+                }
+            }
+        }
+        std::thread::sleep(INIT_PAUSE);
+    };
     match args.node.json {
         true => output::json(&status)?,
         false => output::line(format!(
@@ -70,6 +95,12 @@ pub(super) fn init(args: &InitArgs) -> Result<ExitCode, Failure> {
         ))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a node is part of a cluster.
+fn is_born(client: &Client) -> bool {
+    let status: Result<StatusBody, Failure> = client.get("/v1/status");
+    status.is_ok_and(|status| status.config.is_some())
 }
 
 /// Gives birth to a cluster.

@@ -11,6 +11,7 @@ mod client;
 mod cluster;
 mod data;
 mod epochs;
+mod healthcheck;
 mod members;
 pub(crate) mod output;
 mod progress;
@@ -82,6 +83,13 @@ Give birth to a cluster: once, on one node, when all first nodes run.
 The number of partitions holds for the cluster's life; N, R and W can be changed by `quorums`. Nodes find \
 each other by their seeds; the ring is formed of as many as --nodes says, or of those known now.")]
     Init(cluster::InitArgs),
+    /// Ask the node of this machine whether it serves; exit code 0 if so
+    #[command(long_about = "\
+Ask the node of this machine whether it serves; exit code 0 if so.
+
+For the HEALTHCHECK of a container: started with the same flags, environment or file as the node, it asks its \
+HTTP address, and needs no shell and no curl.")]
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Run a whole cluster of real processes on this machine, and break it on purpose
     Lab(LabArgs),
     /// Who is there, and how they are
@@ -261,6 +269,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             crate::serve::main(effective).map_err(|error| Failure::unavailable(error.to_string()))
         }
         Command::Init(args) => cluster::init(&args),
+        Command::Healthcheck(args) => healthcheck::healthcheck(&args),
         Command::Lab(args) => crate::lab::main(&args),
         Command::Status(args) => cluster::status(&args),
         Command::Ring(args) => cluster::ring(&args),
@@ -317,6 +326,8 @@ mod tests {
             "lab wipe-node 3",
             "lab status --dir d",
             "serve --config x.toml --name a --seeds a:1,b:2",
+            "healthcheck --live --http-listen 0.0.0.0:8101",
+            "init --nodes 3 --if-unborn --wait-s 60",
             "init --nodes 3 --n 3 --r 2 --w 2 --partitions 64",
             "status --json --node a:1,b:2",
             "ring",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mds_types::MemberInfo;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, VALUE_BYTES_MAX};
 
-use super::value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, RingModeKind};
+use super::value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, OnStop, RingModeKind};
 
 /// One field, as tools and people see it.
 pub struct Field {
@@ -87,6 +87,9 @@ macro_rules! config_fields {
     };
 }
 
+/// Stands for the host's name in an advertised address.
+const HOST: &str = "{host}";
+
 const fn local(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
@@ -126,7 +129,8 @@ config_fields! {
         "The HTTP address others are told. Empty: http_listen.",
         "Wrong: `mydatastore digest` and dashboards cannot reach this node.";
     peer_advertise: String = String::new(), "host:port",
-        "The address other nodes reach this one at. Empty: peer_listen.",
+        "The address other nodes reach this one at. Empty: peer_listen. In it, as in the other two, `{host}` \
+         stands for the host's name.",
         "Wrong: the other nodes hold this one for dead.";
     seeds: Vec<String> = Vec::new(), "host:port,...",
         "Peer addresses of some other nodes, to find the cluster by. Its own is ignored.",
@@ -197,6 +201,12 @@ config_fields! {
         "With ring_mode `auto`: a member that has been dead for so long without a break is removed for \
          good, where nothing is lost by it. 0: never.",
         "Too short: a machine that is only being mended is removed, and its data copied anew.";
+    on_stop: OnStop = OnStop::Stay, "stay|leave",
+        "What a node does on SIGTERM: keeps its place and stops, or leaves the ring first, for good.",
+        "`leave`: a restart costs a node its place, and its data directory cannot come back.";
+    leave_timeout_ms: u64 = 120_000, "ms",
+        "With `on_stop = \"leave\"`: how long it may take; then the node stops all the same.",
+        "Too short: a node stops while it is on the ring. Longer than what runs the node waits: it is killed.";
     max_clock_skew_ms: u64 = CLOCK_SKEW_US_MAX / 1_000, "ms",
         "Writes stamped further ahead of this node's clock are refused. At most 5000.",
         "Below the real skew of the nodes' clocks, good writes are refused: run NTP.";
@@ -222,7 +232,7 @@ impl NodeConfig {
     pub fn member_info(&self) -> MemberInfo {
         let advertised = |advertise: &str, listen: SocketAddr| match advertise {
             "" => listen.to_string(),
-            given => given.to_owned(),
+            given => given.replace(HOST, &host_name().unwrap_or_else(|| "localhost".to_owned())),
         };
         MemberInfo {
             name: self.node_name(),

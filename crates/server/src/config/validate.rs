@@ -191,6 +191,12 @@ impl NodeConfig {
                 365 * 24 * 3_600_000,
             ),
             (
+                "leave_timeout_ms",
+                self.leave_timeout_ms,
+                1_000,
+                24 * 3_600_000,
+            ),
+            (
                 "max_clock_skew_ms",
                 self.max_clock_skew_ms,
                 100,

@@ -162,6 +162,16 @@ word_value! {
 }
 
 word_value! {
+    /// What becomes of a node's place on the ring when the node is told to stop.
+    OnStop {
+        /// It keeps its place: it will be back.
+        Stay = "stay",
+        /// It hands over what it holds and leaves: it will not be back.
+        Leave = "leave",
+    }
+}
+
+word_value! {
     /// How log lines look.
     LogFormat {
         /// For people.

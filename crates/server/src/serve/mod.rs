@@ -1,13 +1,14 @@
 //! One node, from configuration to the last drained request.
 //!
 //! The process runs until SIGTERM or Ctrl-C, then stops taking work, lets what is in progress finish
-//! and exits 0, in under five seconds. What it cannot start with it says in one sentence that names
+//! and exits 0, in under five seconds; with `on_stop = "leave"` it leaves the ring before that. What it cannot start with it says in one sentence that names
 //! the way out, and exits non-zero; so it does when a part of it fails for good while it runs (a
 //! sync that failed, a directory that turns out to be a clone), because a node that does not keep its
 //! promises must not answer.
 //!
 //! The main thread runs HTTP and waits for signals; the node's own threads do the rest.
 
+mod leave;
 mod life;
 mod log;
 mod settings;
@@ -23,7 +24,7 @@ use mds_node::front::Frontend;
 use mds_node::shell::{Node, NodeError, NodeHandle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Effective, NodeConfig};
+use crate::config::{Effective, NodeConfig, OnStop};
 use crate::database::RunningNode;
 use crate::http::{self, App};
 use crate::resp::RespFront;
@@ -94,6 +95,7 @@ fn run(effective: Effective) -> Result<(), ServeError> {
         "listening"
     );
     let connections_max = config.http_connections_max;
+    let leaving = Leaving::of(config)?;
     let database = Arc::new(RunningNode::new(handle.clone()));
     let router = http::router(App::new(database, effective));
     let ended = runtime.block_on(async {
@@ -104,7 +106,7 @@ fn run(effective: Effective) -> Result<(), ServeError> {
         // answer for everything, and HTTP carries the answers out.
         let mut ended = None;
         let until = async {
-            let end = wait_for_end(signals, &node, &handle).await;
+            let end = wait_for_end(signals, &node, &handle, leaving).await;
             ended = Some((end, Stopping::begin(node)));
         };
         http::server::serve(listener, router, connections_max, until).await;
@@ -164,7 +166,12 @@ enum End {
 }
 
 /// Waits for a signal or a failure.
-async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) -> End {
+async fn wait_for_end(
+    mut signals: Signals,
+    node: &Node,
+    handle: &NodeHandle,
+    leaving: Option<Leaving>,
+) -> End {
     let mut check = tokio::time::interval(FAILURE_CHECK_INTERVAL);
     let end = loop {
         tokio::select! {
@@ -180,10 +187,54 @@ async fn wait_for_end(mut signals: Signals, node: &Node, handle: &NodeHandle) ->
         }
     };
     match &end {
-        End::Signal(name) => tracing::info!(signal = name, "stopping"),
+        End::Signal(name) => {
+            if let Some(leaving) = leaving {
+                leaving.leave(name, &mut signals, handle).await;
+            }
+            tracing::info!(signal = name, "stopping");
+        }
         End::Failure(_) => tracing::error!("stopping, as this node cannot go on"),
     }
     end
+}
+
+/// That a node leaves the ring before it stops.
+struct Leaving {
+    /// Names the request.
+    request: u128,
+    timeout: Duration,
+}
+
+impl Leaving {
+    /// `None` if the node stays on the ring.
+    fn of(config: &NodeConfig) -> Result<Option<Leaving>, ServeError> {
+        if config.on_stop == OnStop::Stay {
+            return Ok(None);
+        }
+        let half = || entropy().map(u128::from);
+        let request = half().and_then(|high| Ok(high << 64 | half()?));
+        let request =
+            request.map_err(|error| ServeError::new("no randomness from /dev/urandom", error))?;
+        let timeout = Duration::from_millis(config.leave_timeout_ms);
+        Ok(Some(Leaving { request, timeout }))
+    }
+
+    /// Leaves, unless a second signal says that there is no time for it.
+    async fn leave(self, signal: &str, signals: &mut Signals, handle: &NodeHandle) {
+        tracing::info!(
+            signal,
+            "leaving the ring before stopping; a second signal stops at once"
+        );
+        tokio::select! {
+            left = leave::leave(handle, self.request, self.timeout) => match left {
+                Ok(()) => tracing::info!("left the ring"),
+                Err(reason) => tracing::warn!(reason, "this node stays on the ring"),
+            },
+            name = signals.next() => {
+                tracing::warn!(signal = name, "stopping at once: this node may still be on the ring");
+            }
+        }
+    }
 }
 
 /// The node's threads, on their way to their end.

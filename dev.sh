@@ -1,0 +1,206 @@
+#!/usr/bin/env bash
+# Everyday verbs, each a few commands: ./dev.sh help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+session=mydatastore
+compose_file=deploy/compose/compose.yaml
+image=${MYDATASTORE_IMAGE:-mydatastore:dev}
+operator_image=${MDS_OPERATOR_IMAGE:-mds-operator:dev}
+namespace=${NAMESPACE:-mydatastore}
+
+usage() {
+    cat <<'TEXT'
+./dev.sh VERB
+
+  dc            build the image, start Compose, and watch it in a tmux session
+  dc!           end that session and Compose, with all data
+  dc-e2e        load through the balancer, every read checked, with k6
+  dc-pprof [S]  CPU profile of a running store over S seconds (10) as profile.svg
+  scale N       N stores in Compose; stores that go hand over what they hold
+
+  k8-init       a fresh local Kubernetes, with metrics server
+  k8            install the operator and a cluster of the present code
+  k8-operator   run the operator on this machine against the current cluster
+  k8-r          build anew, load the images, restart the operator and the stores
+  k8!           delete what k8 has installed
+  k8-e2e        the operator's end-to-end tests
+
+  test [FILTER]   cargo test
+  rtest [FILTER]  the same again whenever a file changes
+  deps            update dependencies within their bounds
+  help            this text
+TEXT
+}
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# need COMMAND HOW-TO-GET-IT
+need() {
+    command -v "$1" >/dev/null || fail "$1 is needed: $2"
+}
+
+compose() {
+    if docker compose version >/dev/null 2>&1; then
+        docker compose -f "$compose_file" "$@"
+    elif command -v docker-compose >/dev/null; then
+        docker-compose -f "$compose_file" "$@"
+    else
+        fail "docker compose is needed: https://docs.docker.com/compose/install/"
+    fi
+}
+
+need_docker() {
+    need docker "https://docs.docker.com/engine/install/"
+    docker info >/dev/null 2>&1 || fail "the Docker engine does not answer: start it (systemctl start docker), or set DOCKER_HOST"
+}
+
+need_kubectl() {
+    need kubectl "https://kubernetes.io/docs/tasks/tools/"
+    kubectl version >/dev/null 2>&1 || fail "no Kubernetes answers: ./dev.sh k8-init, or set KUBECONFIG"
+}
+
+need_part() {
+    [ -e "$1" ] || fail "$1 is not in this checkout: this verb needs it"
+}
+
+# The image, by the musl target where it is installed, else in full inside Docker.
+build_image() {
+    if rustup target list --installed 2>/dev/null | grep -q musl; then
+        deploy/image/build "$image"
+    else
+        docker build -f deploy/image/Dockerfile -t "$image" .
+    fi
+}
+
+# Puts an image where the current Kubernetes finds it.
+load_image() {
+    if [ -n "${LOAD_IMAGE:-}" ]; then
+        docker save "$1" | sh -c "$LOAD_IMAGE"
+        return
+    fi
+    case $(kubectl config current-context) in
+        kind-*) kind load docker-image "$1" ;;
+        k3d-*) k3d image import "$1" ;;
+        minikube) minikube image load "$1" ;;
+        *) fail "set LOAD_IMAGE to a command that reads an image archive from standard input" ;;
+    esac
+}
+
+load_images() {
+    build_image
+    need_part deploy/image/build-operator
+    deploy/image/build-operator "$operator_image"
+    load_image "$image"
+    load_image "$operator_image"
+}
+
+k8_init() {
+    need kubectl "https://kubernetes.io/docs/tasks/tools/"
+    if [ -n "${LOCAL_KUBE:-}" ]; then
+        METRICS=1 "$LOCAL_KUBE/up.sh"
+    elif command -v kind >/dev/null; then
+        kind delete cluster && kind create cluster
+    elif command -v k3d >/dev/null; then
+        k3d cluster delete && k3d cluster create
+    elif command -v minikube >/dev/null; then
+        minikube delete && minikube start --addons metrics-server
+    else
+        fail "kind, k3d or minikube is needed (https://kind.sigs.k8s.io), or LOCAL_KUBE, a folder with an up.sh that starts one"
+    fi
+    kubectl get deployment -n kube-system metrics-server >/dev/null 2>&1 || echo "no metrics server: autoscaling by CPU will not work"
+}
+
+verb=${1:-help}
+shift || true
+case $verb in
+    dc)
+        need_docker
+        need tmux "apt install tmux"
+        build_image
+        compose up -d
+        tmux kill-session -t "$session" 2>/dev/null || true
+        tmux new-session -d -s "$session" -c "$PWD" "docker logs -f \$(docker ps -qf label=com.docker.compose.service=nginx); exec \$SHELL"
+        tmux split-window -t "$session" -c "$PWD" "watch -n 2 curl -s http://localhost:8080/v1/members"
+        tmux split-window -h -t "$session" -c "$PWD" "exec \$SHELL"
+        if [ -t 1 ]; then tmux attach -t "$session"; else echo "tmux attach -t $session"; fi
+        ;;
+    'dc!')
+        need_docker
+        tmux kill-session -t "$session" 2>/dev/null || true
+        # All data goes: there is nobody to hand it over to.
+        compose kill
+        compose down -v --remove-orphans
+        ;;
+    dc-e2e)
+        need k6 "https://grafana.com/docs/k6/latest/set-up/install-k6/"
+        BASE_URL=${BASE_URL:-http://localhost:8080} k6 run e2e/load.js
+        BASE_URL=${BASE_URL:-http://localhost:8080} k6 run e2e/original.js
+        ;;
+    dc-pprof)
+        need perf "apt install linux-perf"
+        need inferno-flamegraph "cargo install inferno"
+        pid=$(pgrep -n -f 'mydatastore serve') || fail "no store runs on this machine"
+        data=$(mktemp)
+        trap 'rm -f "$data"' EXIT
+        perf record -F 99 -g -p "$pid" -o "$data" -- sleep "${1:-10}"
+        perf script -i "$data" | inferno-collapse-perf | inferno-flamegraph >profile.svg
+        echo "profile.svg"
+        ;;
+    scale)
+        [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || fail "scale N: how many stores?"
+        need_docker
+        compose up -d --no-recreate --scale "store=$1"
+        ;;
+    k8-init) k8_init ;;
+    k8)
+        need_part deploy/kubernetes
+        need_kubectl
+        need_docker
+        load_images
+        kubectl apply --server-side -k deploy/kubernetes
+        ;;
+    'k8!')
+        need_part deploy/kubernetes
+        need_kubectl
+        kubectl delete --ignore-not-found -k deploy/kubernetes
+        ;;
+    k8-operator)
+        need_part crates/operator
+        need_kubectl
+        cargo run --release -p mds-operator -- "$@"
+        ;;
+    k8-r)
+        need_part deploy/kubernetes
+        need_kubectl
+        need_docker
+        load_images
+        kubectl -n "$namespace" rollout restart deployment,statefulset
+        ;;
+    k8-e2e)
+        need_part e2e/k8s/run
+        need_kubectl
+        e2e/k8s/run "$@"
+        ;;
+    test)
+        need cargo "https://rustup.rs"
+        cargo test --workspace "$@"
+        ;;
+    rtest)
+        need cargo "https://rustup.rs"
+        need cargo-watch "cargo install cargo-watch"
+        cargo watch -x "test --workspace $*"
+        ;;
+    deps)
+        need cargo "https://rustup.rs"
+        cargo update
+        ;;
+    help | -h | --help) usage ;;
+    *)
+        usage >&2
+        fail "unknown verb: $verb"
+        ;;
+esac
