@@ -71,7 +71,10 @@ impl Load {
                             drop(other);
                             client = None;
                         }
-                        Ok(reply) => failures.lock().unwrap().push(format!("{key}: {reply}")),
+                        Ok(reply) => {
+                            let failure = format!("{key}: {reply} after {} ms", took_us / 1_000);
+                            failures.lock().unwrap().push(failure);
+                        }
                         Err(error) => {
                             // The connection broke. Was that our node going down just now?
                             std::thread::sleep(Duration::from_millis(50));
