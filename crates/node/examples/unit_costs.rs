@@ -22,6 +22,7 @@ use mds_node::wire::{
 };
 use mds_protocol::Placement;
 use mds_storage::engine::MemoryEngine;
+use mds_storage::pace::Unpaced;
 use mds_storage::store::{Settlement, Store, StoreOptions};
 use mds_storage::{FaultyDisk, RealDisk};
 use mds_types::{
@@ -159,7 +160,7 @@ fn roots() -> Outcome<()> {
         let asked = SyncQuery::Roots(asked.collect());
         let mut known: Vec<RootOf> = Vec::new();
         let us = best_us(|| {
-            if let SyncAnswer::Roots(roots) = sync_io::answer(&reader, &asked)? {
+            if let SyncAnswer::Roots(roots) = sync_io::answer(&reader, &asked, &Unpaced)? {
                 known = roots;
             }
             Ok(())
@@ -168,7 +169,7 @@ fn roots() -> Outcome<()> {
         println!("a root of an epoch with {writes} writes, read: {each:.2} us");
         let theirs = SyncQuery::Compare(known);
         let us = best_us(|| {
-            black_box(sync_io::answer(&reader, &theirs)?);
+            black_box(sync_io::answer(&reader, &theirs, &Unpaced)?);
             Ok(())
         })?;
         let each = us / f64::from(partition_count);

@@ -25,6 +25,7 @@ use mds_storage::Disk;
 use mds_storage::IndexRow;
 use mds_storage::datadir;
 use mds_storage::hints::{HintStore, HintToken};
+use mds_storage::pace::{Pace, Unpaced};
 use mds_storage::store::{
     Dead, Ledger, Lookup, Merged, PartitionLedger, PartitionState, Purpose, SettleOutcome,
     Settlement, Store, StoreError, StoreReader, WipeProgress,
@@ -252,6 +253,14 @@ pub struct StoreDone {
 }
 
 impl StoreDone {
+    /// How many dead records may be removed in the same turn: few if somebody merges, who has sent more by then.
+    pub fn removals_max(&self) -> usize {
+        match self.merges.is_empty() {
+            true => REMOVALS_MAX,
+            false => REMOVALS_BETWEEN_MERGES_MAX,
+        }
+    }
+
     /// Whether the core has to hear of it although it had asked for nothing: what went on by itself has
     /// come somewhere. The change of the ledger is told once, so it must not be dropped.
     pub fn is_news(&self) -> bool {
@@ -316,18 +325,10 @@ impl StoreIo {
 
     /// Carries a batch out.
     pub fn execute(&mut self, mut batch: StoreBatch) -> StoreDone {
-        let mut merged = self.execute_merges(&mut batch);
-        let done = self.execute_rest(batch);
-        let failed = merged.failed.take().or(done.failed);
-        StoreDone {
-            hint_batches: done.hint_batches,
-            hints_stored: done.hints_stored,
-            hints_dropped: done.hints_dropped,
-            hint_bytes_taken: done.hint_bytes_taken,
-            hints_pending: done.hints_pending,
-            failed,
-            ..merged
-        }
+        let mut done = self.execute_merges(&mut batch);
+        let removals_max = done.removals_max();
+        self.execute_rest(batch, removals_max, &mut done);
+        done
     }
 
     /// What the store has promised.
@@ -335,7 +336,7 @@ impl StoreIo {
         self.ledger.clone()
     }
 
-    /// The first half: what somebody waits for. Takes it out of the batch.
+    /// The first half: what a client waits for. Takes it out of the batch.
     pub fn execute_merges(&mut self, batch: &mut StoreBatch) -> StoreDone {
         let mut done = StoreDone::default();
         if let Some(mark) = batch.mark.take() {
@@ -359,21 +360,28 @@ impl StoreIo {
             std::mem::take(&mut batch.tickets),
             std::mem::take(&mut batch.merges),
         );
-        let removals_max = match merges.is_empty() {
-            true => REMOVALS_MAX,
-            false => REMOVALS_BETWEEN_MERGES_MAX,
-        };
         self.merge(tickets, &merges, &mut done);
+        done
+    }
+
+    /// The second half: orders about epochs and partitions, what goes on by itself, and hints.
+    /// At most `removals_max` dead records are removed.
+    pub fn execute_rest(
+        &mut self,
+        mut batch: StoreBatch,
+        removals_max: usize,
+        done: &mut StoreDone,
+    ) {
         if let Some(floors) = batch.floors.take() {
             self.floors = floors;
         }
         for order in joined(std::mem::take(&mut batch.orders)) {
-            if let Err(error) = self.carry_out(order, &mut done) {
-                self.note_failure(error, &mut done);
+            if let Err(error) = self.carry_out(order, done) {
+                self.note_failure(error, done);
             }
         }
-        if let Err(error) = self.tidy(removals_max, &mut done) {
-            self.note_failure(error, &mut done);
+        if let Err(error) = self.tidy(removals_max, done) {
+            self.note_failure(error, done);
         }
         let ledger = self.store.reader().ledger();
         if !Arc::ptr_eq(&ledger, &self.ledger) {
@@ -384,7 +392,7 @@ impl StoreIo {
             Ok(()) | Err(StoreError::Full | StoreError::Behind { .. }) => {}
             Err(error) => done.failed = Some(error.to_string()),
         }
-        done
+        self.execute_hints(batch, done);
     }
 
     /// A full disk and a flusher that is behind pass; what poisons the store does not.
@@ -470,7 +478,7 @@ impl StoreIo {
                 continue;
             }
             let query = SyncQuery::Roots(vec![(partition, epoch)]);
-            let own = sync_io::answer(&reader, &query)?;
+            let own = sync_io::answer(&reader, &query, &Unpaced)?;
             if own != SyncAnswer::Roots(vec![*root]) {
                 others.push((partition, epoch));
                 continue;
@@ -553,16 +561,15 @@ impl StoreIo {
         self.wants_wiping || self.store.is_searching() || !self.is_searched()
     }
 
-    /// The second half: hints, for which nobody waits.
-    pub fn execute_rest(&mut self, batch: StoreBatch) -> StoreDone {
-        let mut done = StoreDone::default();
+    /// Hints, for which nobody waits.
+    fn execute_hints(&mut self, batch: StoreBatch, done: &mut StoreDone) {
         let touches_hints = !batch.hints.is_empty()
             || !batch.hint_reads.is_empty()
             || !batch.hints_delivered.is_empty()
             || !batch.hints_forgotten.is_empty();
         if touches_hints {
             done.hint_bytes_taken = batch.hints.iter().map(|(_, r)| r.encoded_len()).sum();
-            self.keep_hints(batch.hints, batch.wall_ms, &mut done);
+            self.keep_hints(batch.hints, batch.wall_ms, done);
             for (target, token) in batch.hints_delivered {
                 self.hints.delivered(target, token);
             }
@@ -576,7 +583,6 @@ impl StoreIo {
             done.hints_pending = Some(self.hints_pending());
         }
         self.sync_hints(batch.wall_ms);
-        done
     }
 
     /// Whether [`StoreIo::execute`] wants to be called again soon without new work, to sync.
@@ -761,13 +767,17 @@ pub enum ReadAnswer {
 ///
 /// # Errors
 /// The store's: a failed read is an error, never "absent".
-pub fn read(reader: &StoreReader, query: &ReadQuery) -> Result<ReadAnswer, StoreError> {
+pub fn read(
+    reader: &StoreReader,
+    query: &ReadQuery,
+    pace: &dyn Pace,
+) -> Result<ReadAnswer, StoreError> {
     match query {
         ReadQuery::Get { key } => {
             let settled = settled_of(reader, key);
             Ok(ReadAnswer::Record(reader.get(key)?, settled))
         }
-        ReadQuery::Sync(query) => Ok(ReadAnswer::Sync(sync_io::answer(reader, query)?)),
+        ReadQuery::Sync(query) => Ok(ReadAnswer::Sync(sync_io::answer(reader, query, pace)?)),
         ReadQuery::Page {
             partition,
             after,

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use mds_protocol::merkle::Tree;
 use mds_protocol::verification;
+use mds_storage::pace::Pace;
 use mds_storage::store::{
     Leaves, PartitionState, RangeOf, Scrub, ScrubStep, StoreError, StoreReader,
 };
@@ -18,6 +19,13 @@ pub const ROWS_MAX: usize = 4_096;
 
 /// Bytes of records in one answer, at most, but always one record.
 pub const BYTES_MAX: usize = 1024 * 1024;
+
+/// Records of a page of a stream, at most: its receiver decodes and merges them in one go, and requests wait for
+/// that.
+const STREAM_RECORDS_MAX: usize = 256;
+
+/// Bytes of such a page, at most, but always one record.
+const STREAM_BYTES_MAX: usize = 128 * 1024;
 
 /// Records or rows that one step of a scrub looks at, roughly.
 pub const SCRUB_LOOKS_MAX: usize = 2_048;
@@ -179,15 +187,20 @@ pub struct StreamPage {
     pub chain: u128,
 }
 
-/// Answers a question. Blocking: may read run files and the engine.
+/// Answers a question. Blocking: may read run files and the engine, and pauses as `pace` says.
 ///
 /// # Errors
 /// The store's: a failed read is an error, never "absent".
-pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, StoreError> {
+pub fn answer(
+    reader: &StoreReader,
+    query: &SyncQuery,
+    pace: &dyn Pace,
+) -> Result<SyncAnswer, StoreError> {
     Ok(match query {
         SyncQuery::Roots(asked) => {
             let mut roots = Vec::with_capacity(asked.len());
             for &(partition, epoch) in asked {
+                pace.step();
                 if let Some(tree) = closed_tree(reader, partition, epoch)? {
                     let root = tree.root();
                     roots.push(RootOf {
@@ -200,7 +213,10 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
             SyncAnswer::Roots(roots)
         }
         SyncQuery::Compare(theirs) => {
-            let compared = theirs.iter().map(|theirs| compare(reader, theirs));
+            let compared = theirs.iter().map(|theirs| {
+                pace.step();
+                compare(reader, theirs)
+            });
             SyncAnswer::Compared(compared.collect::<Result<_, _>>()?)
         }
         SyncQuery::Tree(partition, epoch) => {
@@ -245,7 +261,7 @@ pub fn answer(reader: &StoreReader, query: &SyncQuery) -> Result<SyncAnswer, Sto
             after,
             is_probe,
         } => {
-            let limit = if *is_probe { 0 } else { ROWS_MAX };
+            let limit = if *is_probe { 0 } else { STREAM_RECORDS_MAX };
             SyncAnswer::Stream(stream_page(reader, *partition, after.as_deref(), limit)?)
         }
         SyncQuery::Scrub(scrub) => {
@@ -350,7 +366,7 @@ fn stream_page(
     }
     let (records, more) = match limit {
         0 => (Vec::new(), true),
-        limit => reader.scan_page(partition, after, limit, BYTES_MAX)?,
+        limit => reader.scan_page(partition, after, limit, STREAM_BYTES_MAX)?,
     };
     Ok(Some(StreamPage {
         records,

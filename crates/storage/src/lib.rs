@@ -10,6 +10,7 @@ pub mod engine;
 pub mod frame;
 pub mod hints;
 pub mod keys;
+pub mod pace;
 pub mod runs;
 pub mod store;
 

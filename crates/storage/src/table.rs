@@ -16,15 +16,17 @@
 //! A record that was collected leaves an entry that is *gone*: it hides what the engine still holds of
 //! its key, until the flush removes that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
 use mds_types::record::HEADER_BYTES;
 use mds_types::{DecodeError, Epoch, PartitionId, Record, Version};
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::row::{IndexRow, Rank};
+use crate::epoch_index::Leaves;
+use crate::row::{IndexRow, Rank, sort_rows};
 
 /// No entry.
 const NONE: u32 = u32::MAX;
@@ -106,6 +108,20 @@ impl Written {
     }
 }
 
+/// The leaves of what one table holds of a partition and an epoch.
+pub(crate) fn leaves_of(
+    written: impl Iterator<Item = Written>,
+    bucket_count: u16,
+    row_seed: u64,
+) -> Result<Leaves, DecodeError> {
+    let rows: Result<Vec<IndexRow>, DecodeError> =
+        written.map(|written| written.row(bucket_count)).collect();
+    let mut rows = rows?;
+    // Of each key the greatest.
+    sort_rows(&mut rows);
+    Ok(Leaves::of(&rows, bucket_count, row_seed))
+}
+
 /// A row that was put aside.
 #[derive(Clone, Debug)]
 struct Aside {
@@ -132,6 +148,8 @@ pub(crate) struct Table {
     /// The newest in `aside` of each key.
     aside_by_key: HashMap<Bytes, u32, KeyHashing>,
     bytes: usize,
+    /// Hashes of rows, once the table is frozen and somebody has asked: several replicas will, and so will the settling.
+    leaves: Mutex<BTreeMap<(Epoch, PartitionId), Leaves>>,
 }
 
 impl Table {
@@ -145,6 +163,7 @@ impl Table {
             newest_aside: vec![NONE; usize::from(partition_count)],
             aside_by_key: HashMap::with_hasher(KeyHashing(hash_seed)),
             bytes: 0,
+            leaves: Mutex::default(),
         }
     }
 
@@ -343,6 +362,28 @@ impl Table {
         let aside = all.into_iter().flatten().chain(one.into_iter().flatten());
         let aside = aside.filter(move |written| is_of(written.epoch));
         current.map(Entry::written).chain(aside.cloned())
+    }
+
+    /// The leaves of a partition's rows in an epoch, of each key the greatest. Only of a frozen table: they are
+    /// remembered.
+    pub(crate) fn frozen_leaves(
+        &self,
+        epoch: Epoch,
+        partition: PartitionId,
+        bucket_count: u16,
+        row_seed: u64,
+    ) -> Result<Leaves, DecodeError> {
+        if let Some(leaves) = self.leaves.lock().get(&(epoch, partition)) {
+            return Ok(leaves.clone());
+        }
+        let leaves = leaves_of(
+            self.written(Some(epoch), Some(partition)),
+            bucket_count,
+            row_seed,
+        )?;
+        let known = leaves.clone();
+        self.leaves.lock().insert((epoch, partition), known);
+        Ok(leaves)
     }
 
     /// The epochs of all rows.

@@ -205,7 +205,7 @@ impl Trio {
         core.settle(now);
         let reader = io.store().reader();
         for (ticket, query) in core.take_reads() {
-            let answer = read(&reader, &query).ok();
+            let answer = read(&reader, &query, &mds_storage::pace::Unpaced).ok();
             core.on_read_done(now, ticket, &query, answer);
             moved = true;
         }

@@ -14,6 +14,7 @@
 
 mod clock;
 mod control_loop;
+mod courtesy;
 mod data_loop;
 mod outlet;
 mod peers;

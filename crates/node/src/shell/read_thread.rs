@@ -2,17 +2,19 @@
 //!
 //! The data thread answers what it finds in memory itself. Everything else may wait for the disk, so it
 //! goes to a thread: single keys to one, pages and counts to another, so that no key waits behind a
-//! walk over a partition. The answers come back through a queue and are taken in with a later turn.
+//! walk over a partition, and the walk can give way. The answers come back through a queue and are taken in with a later turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
 
+use mds_storage::pace::{Pace, Unpaced};
 use mds_storage::store::StoreReader;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::courtesy::Courtesy;
 use crate::store_io::{ReadAnswer, ReadQuery, Ticket, read};
 
 /// Questions that wait for the threads, at most; further ones are refused, and their coordinators
@@ -66,13 +68,13 @@ impl ReadThreads {
         answers: Arc<AnswerQueue>,
     ) -> std::io::Result<ReadThreads> {
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let lane = |name: &str| {
+        let lane = |name: &str, pace: Box<dyn Pace>| {
             let (questions, asked) = std::sync::mpsc::channel();
             let (reader, answers) = (reader.clone(), answers.clone());
             let is_stopping = is_stopping.clone();
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping))?;
+                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping, &*pace))?;
             Ok::<Lane, std::io::Error>(Lane {
                 questions,
                 next: Vec::new(),
@@ -80,8 +82,8 @@ impl ReadThreads {
             })
         };
         Ok(ReadThreads {
-            keys: lane("mds-read")?,
-            walks: lane("mds-walk")?,
+            keys: lane("mds-read", Box::new(Unpaced))?,
+            walks: lane("mds-walk", Box::<Courtesy>::default())?,
             waiting: 0,
             answers,
             is_stopping,
@@ -144,16 +146,18 @@ fn read_loop(
     asked: &Receiver<Vec<Question>>,
     answers: &AnswerQueue,
     is_stopping: &AtomicBool,
+    pace: &dyn Pace,
 ) {
     while let Ok(questions) = asked.recv() {
         for question in questions {
             if is_stopping.load(Ordering::Relaxed) {
                 return;
             }
-            let answer = read(reader, &question.1)
+            let answer = read(reader, &question.1, pace)
                 .inspect_err(|error| tracing::error!(%error, "a read failed"))
                 .ok();
             answers.push(question, answer);
+            pace.step();
         }
     }
 }

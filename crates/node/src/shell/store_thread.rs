@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::clock;
+use super::courtesy::Courtesy;
 use crate::store_io::{HINT_SYNC_EVERY_MS, StoreBatch, StoreDone, StoreIo};
 
 /// How long a merge waits for the flusher to make room before it is refused.
@@ -54,6 +55,14 @@ struct Full {
 }
 
 impl DoneQueue {
+    /// The first half of what is being carried out.
+    fn push_merged(&self, done: StoreDone) {
+        if let Some(is_full) = done.found_disk_full {
+            self.set_full(|full| full.log = is_full);
+        }
+        self.push(done);
+    }
+
     fn push(&self, done: StoreDone) {
         self.finished.lock().push(done);
         self.notify.notify_one();
@@ -99,12 +108,13 @@ impl DoneQueue {
 /// Starts both threads. Dropping every sender of batches ends them: the store is then synced and closed.
 pub(super) fn spawn(
     mut io: StoreIo,
-    flusher: Flusher,
+    mut flusher: Flusher,
     batches: Receiver<StoreBatch>,
     done: Arc<DoneQueue>,
 ) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
     let (poke, pokes) = std::sync::mpsc::sync_channel(1);
     let (flushed_tx, flushed) = std::sync::mpsc::sync_channel(1);
+    flusher.set_pace(Arc::new(Courtesy::default()));
     let (flush_done, reader) = (done.clone(), io.store().reader());
     let flush_thread = std::thread::Builder::new()
         .name("mds-flush".to_owned())
@@ -164,7 +174,14 @@ fn merge_loop(
             batch.append(later);
         }
         let is_idle = batch.is_empty();
-        let finished = io.execute(batch);
+        let has_orders = !batch.orders.is_empty();
+        let mut finished = io.execute_merges(&mut batch);
+        let removals_max = finished.removals_max();
+        if has_orders && !finished.merges.is_empty() {
+            // Promises about epochs and partitions are synced by themselves: no writer waits for them.
+            done.push_merged(std::mem::take(&mut finished));
+        }
+        io.execute_rest(batch, removals_max, &mut finished);
         if let Some(is_full) = finished.found_disk_full {
             done.set_full(|full| full.log = is_full);
         }

@@ -12,6 +12,7 @@ use mds_node::api::{FRONT_HTTP, Op, Outcome, Request, Submit, Tag};
 use mds_node::core::{Core, Direction, LinkId};
 use mds_node::store_io::{ReadQuery, Ticket, read};
 use mds_node::wire::{Message, RootReply, Status, Verdict, decode, next_frame};
+use mds_storage::pace::Unpaced;
 use mds_types::{ClusterConfig, NodeId};
 
 use super::heard::Heard;
@@ -144,7 +145,7 @@ impl Process {
                     continue;
                 }
                 let store = self.store.as_ref();
-                let answer = store.and_then(|store| read(&store.reader, &query).ok());
+                let answer = store.and_then(|store| read(&store.reader, &query, &Unpaced).ok());
                 self.data.core.on_read_done(now, ticket, &query, answer);
             }
             for (tag, result) in done {
@@ -192,7 +193,7 @@ impl Process {
     /// The thread that walks has found an answer.
     pub(super) fn walk(&mut self, ticket: Ticket, query: &ReadQuery, env: &mut Env) {
         let store = self.store.as_ref();
-        let answer = store.and_then(|store| read(&store.reader, query).ok());
+        let answer = store.and_then(|store| read(&store.reader, query, &Unpaced).ok());
         if self.disk.is_stopped() {
             return;
         }

@@ -263,6 +263,7 @@ impl Flusher {
                 break;
             }
             at += 1;
+            self.step();
         }
         let found = match walked {
             // It is at the same place that the next search fails, or not.

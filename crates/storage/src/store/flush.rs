@@ -31,6 +31,7 @@ use crate::epoch_index::Leaves;
 use crate::keys::{Keyspace, engine_key};
 use crate::ledger::has_passed;
 use crate::log::LOG_DIR;
+use crate::pace::{Pace, Unpaced};
 use crate::row::sort_rows;
 use crate::runs::{IndexRow, RunLimits};
 use crate::table::Table;
@@ -44,6 +45,9 @@ const ROOM_PROBE: &str = "log/room.tmp";
 
 /// Bytes that a probe writes at a time.
 const ROOM_PROBE_WRITE_BYTES: usize = 64 * 1024;
+
+/// Rows that are flushed between two looks at whether to give way: some tens of microseconds.
+const ROWS_A_STEP: usize = 64;
 
 /// What one attempt to flush leaves to the next.
 #[derive(Default)]
@@ -61,11 +65,28 @@ pub(super) struct Flushing {
 #[derive(Clone)]
 pub struct Flusher {
     pub(super) shared: Arc<Shared>,
+    pace: Arc<dyn Pace>,
 }
 
 impl Flusher {
     pub(super) fn new(shared: Arc<Shared>) -> Flusher {
-        Flusher { shared }
+        Flusher {
+            shared,
+            pace: Arc::new(Unpaced),
+        }
+    }
+
+    /// Has it pause between small pieces of its work, as long as nobody waits for that.
+    pub fn set_pace(&mut self, pace: Arc<dyn Pace>) {
+        self.pace = pace;
+    }
+
+    /// A small piece of a flush is done. When a second table waits the writer will soon wait too: then there is no
+    /// time for courtesy.
+    pub(super) fn step(&self) {
+        if self.shared.tables.read().frozen.len() <= 1 {
+            self.pace.step();
+        }
     }
 
     /// Flushes the oldest frozen table, or does a bounded part of a chore. False if there is nothing to do now: no
@@ -177,8 +198,9 @@ impl Flusher {
     }
 
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
-        let mut run = table.sorted().into_iter().map(|entry| {
+        let mut run = table.sorted().into_iter().enumerate().map(|(at, entry)| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
+            self.step_at(at);
             let is_dropped = is_on(Mutation::TombstoneDropped)
                 && entry
                     .record()
@@ -191,13 +213,21 @@ impl Flusher {
         Ok(self.shared.engine.ingest(&mut run)?)
     }
 
+    /// [`Flusher::step`] for every so many rows.
+    fn step_at(&self, row: usize) {
+        if row.is_multiple_of(ROWS_A_STEP) {
+            self.step();
+        }
+    }
+
     /// The rows of a table that anybody still needs, by epoch: what its run files will hold. Of each key
     /// the greatest, in order. There is one epoch at least, as the segment's commit point.
     fn rows(&self, table: &Table) -> Result<BTreeMap<Epoch, Vec<IndexRow>>, StoreError> {
         let ledger = self.shared.ledger.get();
         let bucket_count = self.shared.options.bucket_count;
         let mut rows: BTreeMap<Epoch, Vec<IndexRow>> = BTreeMap::new();
-        for written in table.written(None, None) {
+        for (at, written) in table.written(None, None).enumerate() {
+            self.step_at(at);
             let entry = ledger.partition(written.partition);
             if entry.is_indexed() && !has_passed(entry.no_rows(), written.epoch) {
                 let row = written.row(bucket_count);
@@ -224,6 +254,7 @@ impl Flusher {
             for rows in rows.chunk_by(|a, b| a.partition == b.partition) {
                 let partition = rows[0].partition;
                 if !has_passed(ledger.partition(partition).no_new_rows(), epoch) {
+                    self.step();
                     let leaves = Leaves::of(rows, options.bucket_count, options.row_seed);
                     hashes.insert((epoch, partition), leaves);
                 }

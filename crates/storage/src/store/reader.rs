@@ -13,6 +13,7 @@ use crate::keys::bucket_of;
 use crate::ledger::has_passed;
 use crate::row::{IndexRow, RowRange, sort_rows};
 use crate::runs::RunInfo;
+use crate::table::leaves_of;
 use crate::table::{Table, Written};
 
 /// Reads a store from any thread. What it sees is durable by the policy.
@@ -168,18 +169,14 @@ impl StoreReader {
         };
         let mut leaves = known;
         let options = &self.shared.options;
-        let mut add = |written: &mut dyn Iterator<Item = Written>| {
-            let rows: Result<Vec<IndexRow>, StoreError> =
-                written.map(|written| self.row_of(&written)).collect();
-            let mut rows = rows?;
-            // Of each table and key the greatest.
-            sort_rows(&mut rows);
-            leaves.add_all(&Leaves::of(&rows, options.bucket_count, options.row_seed));
-            Ok::<(), StoreError>(())
-        };
-        add(&mut active.into_iter())?;
+        let (bucket_count, row_seed) = (options.bucket_count, options.row_seed);
+        // It was valid when it went in, so a failure is broken memory.
+        let broken = |error| StoreError::record("table", 0, error);
+        let in_active = leaves_of(active.into_iter(), bucket_count, row_seed);
+        leaves.add_all(&in_active.map_err(broken)?);
         for table in &frozen {
-            add(&mut table.written(Some(epoch), Some(partition)))?;
+            let in_frozen = table.frozen_leaves(epoch, partition, bucket_count, row_seed);
+            leaves.add_all(&in_frozen.map_err(broken)?);
         }
         Ok(Some(leaves))
     }

@@ -9,7 +9,8 @@
 //! Progress is kept in the ledger every [`PAGES_KEPT_EVERY`] pages; a crash costs that many pages at most.
 //!
 //! **It gives way.** At most [`STREAMS_MAX`] at a time, each with one page in flight, and all together no faster than
-//! [`STREAM_BYTES_PER_S`].
+//! [`STREAM_BYTES_PER_S`]. While this node serves requests, each page is followed by a rest as long as the page took: the busier
+//! source, network and this node's store are, the longer the rests.
 //!
 //! A source may still settle an epoch in the moment in which a change begins, after it was asked. Then what its rows
 //! said of that epoch is gone, the copy's root of it can be nobody's, and the copy is found wrong, wiped, and made once
@@ -38,7 +39,7 @@ const STREAMS_MAX: usize = 4;
 const PROBES_MAX: usize = 64;
 
 /// Progress is made durable after so many pages.
-const PAGES_KEPT_EVERY: u32 = 8;
+const PAGES_KEPT_EVERY: u32 = 64;
 
 /// Whole copies that are written down together, at most.
 const FINISHED_MAX: usize = 32;
@@ -49,6 +50,9 @@ const FINISHED_WAIT_NS: u64 = 100_000_000;
 
 /// Bytes of records copied in a second, at most.
 pub(super) const STREAM_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+
+/// Between two pages, at most, nanoseconds.
+const REST_NS_MAX: u64 = 100_000_000;
 
 /// A stream that failed is tried again after this long, nanoseconds.
 const RETRY_NS: u64 = 300_000_000;
@@ -69,6 +73,8 @@ pub(super) struct Streams {
     finished_until_ns: u64,
     /// Nothing more is asked for before this.
     paced_until_ns: u64,
+    /// Requests that this node had served as a replica when the last page was merged.
+    served: u64,
 }
 
 /// A stream's step in flight.
@@ -83,6 +89,7 @@ pub(in super::super) enum StreamOp {
     Page {
         partition: PartitionId,
         source: NodeId,
+        asked_ns: u64,
     },
     /// Its records are being merged.
     Merging {
@@ -91,6 +98,7 @@ pub(in super::super) enum StreamOp {
         more: bool,
         left: usize,
         has_failed: bool,
+        asked_ns: u64,
     },
 }
 
@@ -278,7 +286,11 @@ impl Core {
         let Some(&source) = sources.get(turn % sources.len().max(1)) else {
             return self.rest_stream(now, partition);
         };
-        let op = StreamOp::Page { partition, source };
+        let op = StreamOp::Page {
+            partition,
+            source,
+            asked_ns: now.mono_ns,
+        };
         let id = self.pending.insert(Pending::Stream(op));
         let message = Message::Stream(Stream {
             id,
@@ -314,17 +326,24 @@ impl Core {
             epoch: Epoch(reply.settled),
             chain,
         });
-        match op {
+        match *op {
             StreamOp::Probe { .. } => self.on_probed(now, id, from, said),
-            StreamOp::Page { .. } => match said {
-                Some(said) => self.take_page(now, id, said, reply),
+            StreamOp::Page { asked_ns, .. } => match said {
+                Some(said) => self.take_page(now, id, asked_ns, said, reply),
                 None => self.on_stream_failed(now, id),
             },
             StreamOp::Merging { .. } => {}
         }
     }
 
-    fn take_page(&mut self, now: Now, id: u64, said: Settlement, reply: &StreamReply) {
+    fn take_page(
+        &mut self,
+        now: Now,
+        id: u64,
+        asked_ns: u64,
+        said: Settlement,
+        reply: &StreamReply,
+    ) {
         let partition = said.partition;
         let begun = self.sync.ledger.as_ref().map(|ledger| {
             let state = &ledger.partition(partition).state;
@@ -349,6 +368,7 @@ impl Core {
                 more: reply.more,
                 left: records.len(),
                 has_failed: false,
+                asked_ns,
             };
         }
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
@@ -382,12 +402,14 @@ impl Core {
             last,
             more,
             has_failed,
+            asked_ns,
             ..
         })) = self.pending.remove(id)
         else {
             return;
         };
         self.sync.streams.busy.remove(&partition);
+        self.rest_if_serving(now, now.mono_ns.saturating_sub(asked_ns));
         if has_failed {
             return self.rest_stream(now, partition);
         }
@@ -413,6 +435,16 @@ impl Core {
             self.batch.orders.push(order);
         }
         self.tick_streams(now);
+    }
+
+    /// A page took so long: no other for as long, if requests have come meanwhile.
+    fn rest_if_serving(&mut self, now: Now, took_ns: u64) {
+        let served = self.stats.replica_puts + self.stats.replica_gets;
+        let streams = &mut self.sync.streams;
+        if std::mem::replace(&mut streams.served, served) != served {
+            let rest_ns = took_ns.min(REST_NS_MAX);
+            streams.paced_until_ns = streams.paced_until_ns.max(now.mono_ns) + rest_ns;
+        }
     }
 
     /// A step came to nothing: its partition rests for a while.

@@ -204,7 +204,13 @@ fn a_replica_whose_past_is_another_one_copies_the_partition_anew() {
         let reader_roots: Vec<RootOf> = {
             let reader = trio.node(number).io.store().reader();
             let asked = (0..8).map(|p| (PartitionId(p), Epoch(1))).collect();
-            match crate::sync_io::answer(&reader, &SyncQuery::Roots(asked)).unwrap() {
+            match crate::sync_io::answer(
+                &reader,
+                &SyncQuery::Roots(asked),
+                &mds_storage::pace::Unpaced,
+            )
+            .unwrap()
+            {
                 SyncAnswer::Roots(roots) => roots,
                 other => panic!("{other:?}"),
             }
