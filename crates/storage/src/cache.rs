@@ -117,11 +117,12 @@ impl RecordCache {
         }
     }
 
-    /// Takes in all records of a table that is about to go.
-    pub(crate) fn take_in(&self, table: &Table) {
+    /// Takes in all records of a table that is about to go; `step` hears of each by its number.
+    pub(crate) fn take_in(&self, table: &Table, step: impl Fn(usize)) {
         let Some(kept) = &self.kept else { return };
         self.change();
-        for entry in table.entries() {
+        for (at, entry) in table.entries().enumerate() {
+            step(at);
             let name = self.name(entry.key());
             match entry.gone || entry.encoded.len() > RECORD_BYTES_MAX {
                 true => {
@@ -256,9 +257,9 @@ mod tests {
     #[test]
     fn a_table_that_goes_leaves_its_records_and_takes_those_that_are_gone() {
         let cache = RecordCache::new(1 << 20, 7);
-        cache.take_in(&table(&[("a", 1, false), ("b", 1, false)]));
+        cache.take_in(&table(&[("a", 1, false), ("b", 1, false)]), |_| {});
         assert_eq!((hlc(&cache, "a"), hlc(&cache, "b")), (Some(1), Some(1)));
-        cache.take_in(&table(&[("a", 2, false), ("b", 1, true)]));
+        cache.take_in(&table(&[("a", 2, false), ("b", 1, true)]), |_| {});
         assert_eq!((hlc(&cache, "a"), hlc(&cache, "b")), (Some(2), None));
         cache.forget(b"a");
         assert_eq!((hlc(&cache, "a"), cache.bytes()), (None, 0));
@@ -269,7 +270,7 @@ mod tests {
         let cache = RecordCache::new(1 << 20, 7);
         let (_, old) = record("a", 1, 10);
         let ticket = cache.ticket();
-        cache.take_in(&table(&[("a", 2, false)]));
+        cache.take_in(&table(&[("a", 2, false)]), |_| {});
         cache.fill(ticket, P, b"a", &old);
         assert_eq!(hlc(&cache, "a"), Some(2));
         cache.forget(b"a");
@@ -290,7 +291,7 @@ mod tests {
         let cache = RecordCache::new(1 << 20, 7);
         let (_, other) = record("z", 5, 10);
         cache.fill(cache.ticket(), PartitionId(3), b"z", &other);
-        cache.take_in(&table(&[("a", 1, false), ("b", 1, false)]));
+        cache.take_in(&table(&[("a", 1, false), ("b", 1, false)]), |_| {});
         cache.forget_partitions(&[P]);
         let left = ["a", "b", "z"].map(|key| hlc(&cache, key));
         assert_eq!(left, [None, None, Some(5)]);
@@ -313,7 +314,7 @@ mod tests {
         assert_eq!(hlc(&cache, "long"), None);
         let none = RecordCache::new(0, 7);
         none.fill(none.ticket(), P, b"hot", &hot);
-        none.take_in(&table(&[("a", 1, false)]));
+        none.take_in(&table(&[("a", 1, false)]), |_| {});
         assert_eq!(
             (hlc(&none, "hot"), hlc(&none, "a"), none.bytes()),
             (None, None, 0)

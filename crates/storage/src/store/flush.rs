@@ -165,7 +165,7 @@ impl Flusher {
         shared.runs.write_segment(table.segment(), rows)?;
 
         // The engine shows the records: the table may go, and leaves them to the cache.
-        shared.cache.take_in(table);
+        shared.cache.take_in(table, |row| self.step_at(row));
         {
             let mut tables = shared.tables.write();
             for ((epoch, partition), hashes) in &hashes {
@@ -198,7 +198,7 @@ impl Flusher {
     }
 
     fn ingest(&self, table: &Table) -> Result<(), StoreError> {
-        let mut run = table.sorted().into_iter().enumerate().map(|(at, entry)| {
+        let mut run = table.sorted().enumerate().map(|(at, entry)| {
             let key = engine_key(entry.partition, Keyspace::Eventual, entry.key());
             self.step_at(at);
             let is_dropped = is_on(Mutation::TombstoneDropped)
@@ -226,16 +226,25 @@ impl Flusher {
         let ledger = self.shared.ledger.get();
         let bucket_count = self.shared.options.bucket_count;
         let mut rows: BTreeMap<Epoch, Vec<IndexRow>> = BTreeMap::new();
-        for (at, written) in table.written(None, None).enumerate() {
-            self.step_at(at);
-            let entry = ledger.partition(written.partition);
-            if entry.is_indexed() && !has_passed(entry.no_rows(), written.epoch) {
-                let row = written.row(bucket_count);
-                let row = row.map_err(|error| StoreError::record("table", 0, error))?;
-                rows.entry(written.epoch).or_default().push(row);
+        for partition in table.partitions() {
+            let entry = ledger.partition(partition);
+            if !entry.is_indexed() {
+                continue;
+            }
+            let mut of_partition: BTreeMap<Epoch, Vec<IndexRow>> = BTreeMap::new();
+            for (at, written) in table.written(None, Some(partition)).enumerate() {
+                self.step_at(at);
+                if !has_passed(entry.no_rows(), written.epoch) {
+                    let row = written.row(bucket_count);
+                    let row = row.map_err(|error| StoreError::record("table", 0, error))?;
+                    of_partition.entry(written.epoch).or_default().push(row);
+                }
+            }
+            for (epoch, mut of_epoch) in of_partition {
+                sort_rows(&mut of_epoch);
+                rows.entry(epoch).or_default().append(&mut of_epoch);
             }
         }
-        rows.values_mut().for_each(sort_rows);
         if rows.is_empty() {
             rows.insert(Epoch(0), Vec::new());
         }
