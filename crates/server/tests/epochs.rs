@@ -97,16 +97,20 @@ fn what_was_written_is_verified_on_all_replicas_and_everybody_can_see_it() {
 
     for node in 1..=3 {
         assert!(lab.metric(node, "oldest_unverified_epoch") > last as f64);
-        assert!(lab.metric(node, "sync_messages_total") > 0.0);
-        // The count follows the ledger when the store's whole batch is done.
+        // Counts follow the ledger: when the store's whole batch is done, and at the next tick.
         lab.wait_until("each partition was settled once at least", || {
             lab.metric(node, "sync_settled_total") >= 256.0
+        });
+        lab.wait_until("it has talked about that", || {
+            lab.metric(node, "sync_messages_total") > 0.0
         });
         assert_eq!(lab.metric(node, "partitions"), 256.0);
     }
     // One side of a pair asks, the other learns from its question: nobody has to ask all others.
-    let comparisons = (1..=3).map(|node| lab.metric(node, "sync_comparisons_total"));
-    assert!(comparisons.sum::<f64>() > 0.0);
+    let comparisons = |node| lab.metric(node, "sync_comparisons_total");
+    lab.wait_until("somebody has compared", || {
+        (1..=3).map(comparisons).sum::<f64>() > 0.0
+    });
     lab.stop();
 }
 
