@@ -14,6 +14,8 @@ Parts, each with a cluster of three nodes of its own (N=3, R=W=2, fsync `always`
     kill         the same while one node is killed (SIGKILL) and comes back: requests at the others
     ring-change  the same while a fourth node joins
     memory       resident memory of each node with 1 M keys, and the time of a restart
+    floor        no target, but what no database can be cheaper than: a server that only answers, a sync of the disk
+                 (cargo build --release --examples)
     growth       resident memory, minute by minute, under writes at a quarter of the maximum
 
 CPU time is user + system of all nodes' processes, from the kernel's accounting. A clear machine is assumed: the load average is
@@ -24,6 +26,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import time
 
 from measure import generator, machine, processes, table
@@ -96,6 +99,33 @@ def cost(args, rows):
         time.sleep(3 * EPOCH_MS / 1e3)
         us, rate = cpu_of(lab, ["--keys", KEYS, "--workload", "get"], args.seconds)
         rows.note(f"GET, R=2, after the epoch of the writes has ended: {us:.1f} us CPU ({rate:,.0f}/s); no target of its own")
+
+
+def floor(args, rows):
+    """What a request costs if the server does nothing: the kernel's sockets."""
+    echo = os.path.join(os.path.dirname(generator.BINARY), "examples", "echo")
+    if not os.access(echo, os.X_OK):
+        raise generator.Failed(f"{echo} is missing: cargo build --release --examples")
+    target = "127.0.0.1:7999"
+    with tempfile.TemporaryDirectory(prefix="mds-bench-") as directory:
+        server = processes.start([echo, target], os.path.join(directory, "echo.log"))
+        try:
+            processes.wait_listening(target)
+            for workload in ("set", "get"):
+                for pipeline in (1, 16):
+                    arguments = ["--workload", workload, "-P", pipeline, "--warmup", 1]
+                    before = processes.cpu_us([server.pid])
+                    got = generator.bench([target], *arguments, "--seconds", args.seconds)["result"]
+                    # The warm-up's requests are not in `ops`: its share of the time is taken off.
+                    used_us = (processes.cpu_us([server.pid]) - before) * args.seconds / (args.seconds + 1)
+                    rows.note(f"floor: an echo of {workload.upper()} -P {pipeline}: {used_us / got['ops']:.1f} us CPU "
+                              f"({got['rate']:,.0f}/s)")
+        finally:
+            processes.end(server)
+        began, cpu = time.monotonic(), time.process_time()
+        machine.sync_us(directory)
+        rows.note(f"floor: an append and its fdatasync: {(time.process_time() - cpu) / 300 * 1e6:.0f} us CPU, "
+                  f"{(time.monotonic() - began) / 300 * 1e6:.0f} us")
 
 
 def sync(args, rows):
@@ -228,7 +258,7 @@ def growth(args, rows):
         rows.note(f"growth: errors {generator.errors(got)}, p99 {ms(got, 'p99_us'):.2f} ms")
 
 
-PARTS = {"cost": cost, "sync": sync, "open-loop": open_loop, "kill": kill, "ring-change": ring_change, "memory": memory,
+PARTS = {"cost": cost, "floor": floor, "sync": sync, "open-loop": open_loop, "kill": kill, "ring-change": ring_change, "memory": memory,
          "growth": growth}
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import time
 
@@ -62,6 +63,20 @@ def start(command, log_path, **options):
     with open(log_path, "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                 start_new_session=True, **options)
+
+
+def wait_listening(target, at_most_s=10):
+    """Waits until something takes connections at HOST:PORT."""
+    host, port = target.rsplit(":", 1)
+    until = time.monotonic() + at_most_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def end(process, how=signal.SIGTERM):
