@@ -28,6 +28,10 @@ impl Resp {
                     .flatten(),
             );
         }
+        if r.is_some() {
+            // So many replicas, and not more because of what the connection has seen.
+            words.extend(["SESSION".to_owned(), "NO".to_owned()]);
+        }
         let greeting = (words.len() > 1).then(|| {
             let head = format!("*{}\r\n", words.len());
             let bulks = words
@@ -150,7 +154,7 @@ mod tests {
         assert_eq!(
             parsed(&out),
             [
-                words("MDS.CONSISTENCY R 1 W 3"),
+                words("MDS.CONSISTENCY R 1 W 3 SESSION NO"),
                 words("GET key"),
                 set,
                 words("PING")

@@ -93,7 +93,7 @@ pub(super) struct BenchArgs {
     /// Bytes of each value, or MIN-MAX for lengths between
     #[arg(long, default_value = "100", value_name = "BYTES")]
     value_bytes: ByteRange,
-    /// Replicas that must answer a read (R); MyDataStore only
+    /// Replicas that must answer a read (R), and no more, whatever the connection has seen; MyDataStore only
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u8).range(1..))]
     read_quorum: Option<u8>,
     /// Replicas that must have a write on disk (W); MyDataStore only

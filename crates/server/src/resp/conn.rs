@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use mds_node::api::{Now, RequestOptions};
+use mds_node::api::{Now, Op, RequestOptions};
 use mds_types::Version;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -27,11 +27,24 @@ pub const OUTPUT_BYTES_PAUSE: usize = 1024 * 1024;
 const BUCKETS: usize = 128;
 
 /// What a client has chosen for its requests, by `MDS.CONSISTENCY`.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Consistency {
     pub(super) read_quorum: Option<u8>,
     pub(super) write_quorum: Option<u8>,
     pub(super) timeout_ms: Option<u32>,
+    /// Whether reads must see what the connection has seen, though that may take more replicas than it chose.
+    pub(super) session: bool,
+}
+
+impl Default for Consistency {
+    fn default() -> Consistency {
+        Consistency {
+            read_quorum: None,
+            write_quorum: None,
+            timeout_ms: None,
+            session: true,
+        }
+    }
 }
 
 /// How a request touches its key, for the order within a pipeline.
@@ -217,13 +230,16 @@ impl Conn {
         self.name = Bytes::new();
     }
 
-    /// The options of a request submitted now.
-    pub(super) fn options(&self) -> RequestOptions {
+    /// The options of this request, submitted now.
+    pub(super) fn options(&self, op: &Op) -> RequestOptions {
+        // A write always comes after what its client has seen.
+        let carries_token =
+            self.consistency.session || matches!(op, Op::Put { .. } | Op::Delete { .. });
         RequestOptions {
             read_quorum: self.consistency.read_quorum,
             write_quorum: self.consistency.write_quorum,
             timeout_ms: self.consistency.timeout_ms,
-            seen: self.seen,
+            seen: self.seen.filter(|_| carries_token),
             ..RequestOptions::default()
         }
     }

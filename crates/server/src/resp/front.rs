@@ -192,7 +192,7 @@ impl RespFront {
                     access,
                     then,
                 };
-                let options = conn.options();
+                let options = conn.options(&op);
                 submit(&mut self.pending, now, op, options, pending, core);
             }
             Action::Run(job) => {
@@ -224,7 +224,8 @@ impl RespFront {
                     running.in_flight += wanted.len();
                     for (part, op) in wanted.drain(..) {
                         let pending = Pending::Part { job: key, part };
-                        submit(&mut self.pending, now, op, conn.options(), pending, core);
+                        let options = conn.options(&op);
+                        submit(&mut self.pending, now, op, options, pending, core);
                     }
                 }
                 // Nobody waits for it any more: it ends when what is in flight has come back.

@@ -22,7 +22,7 @@
 //! Every node answers for the whole cluster, `SCAN`, `KEYS` and `DBSIZE` included. A cluster client that
 //! asks each node and adds up counts every key once per node; asking any one of them is enough.
 //!
-//! One command is ours: `MDS.CONSISTENCY [R n] [W n] [TIMEOUT ms]` chooses, for the commands that
+//! One command is ours: `MDS.CONSISTENCY [R n] [W n] [TIMEOUT ms] [SESSION yes|no]` chooses, for the commands that
 //! follow on this connection, how many replicas must answer a read, how many must hold a write, and
 //! how long to wait for them. Without arguments it shows what holds; `DEFAULT` undoes it.
 //!

@@ -213,7 +213,7 @@ pub(in crate::resp) fn client_line(conn: &Conn, now: Now) -> String {
     )
 }
 
-/// `MDS.CONSISTENCY [R n] [W n] [TIMEOUT ms]`, or `DEFAULT`: what is named changes for the following
+/// `MDS.CONSISTENCY [R n] [W n] [TIMEOUT ms] [SESSION yes|no]`, or `DEFAULT`: what is named changes for the following
 /// commands of this connection. Without arguments: what holds now.
 pub(super) fn consistency(call: &mut Call<'_>) -> Planned {
     if call.len() == 1 {
@@ -230,6 +230,15 @@ pub(super) fn consistency(call: &mut Call<'_>) -> Planned {
     while index < call.len() {
         if index + 1 >= call.len() {
             return Err(SYNTAX_ERROR.into());
+        }
+        if call.is(index, "SESSION") {
+            consistency.session = match (call.is(index + 1, "YES"), call.is(index + 1, "NO")) {
+                (true, _) => true,
+                (_, true) => false,
+                _ => return Err("ERR SESSION is YES or NO".into()),
+            };
+            index += 2;
+            continue;
         }
         let number = call.integer(index + 1)?;
         let quorum = |name: &str| match u8::try_from(number) {
@@ -271,6 +280,10 @@ fn show_consistency(call: &Call<'_>) -> Planned {
         (
             Reply::text("timeout_ms"),
             number(own.timeout_ms.map(i64::from)),
+        ),
+        (
+            Reply::text("session"),
+            Reply::text(if own.session { "yes" } else { "no" }),
         ),
     ]))
 }

@@ -118,7 +118,7 @@ pub(super) const COMMANDS: &[Spec] = commands! {
     "HELLO" -1 CONNECTION NO_KEY, "connection", connection::hello: "Greets, and chooses RESP 2 or 3";
     "INFO" -1 ADMIN NO_KEY, "server", server::info: "Facts about this node";
     "KEYS" 2 READ_SLOW NO_KEY, "generic", keyspace::keys: "Keys that match a pattern, reading every partition";
-    "MDS.CONSISTENCY" -1 CONNECTION NO_KEY, "connection", connection::consistency: "[R n] [W n] [TIMEOUT ms] | DEFAULT: quorums and deadline of this connection";
+    "MDS.CONSISTENCY" -1 CONNECTION NO_KEY, "connection", connection::consistency: "[R n] [W n] [TIMEOUT ms] [SESSION yes|no] | DEFAULT: quorums and deadline of this connection";
     "MGET" -2 READ ALL_KEYS, "string", strings::mget: "The values of keys, each read by itself";
     "MSET" -3 WRITE (1, -1, 2), "string", strings::mset: "Sets keys, each by itself: not atomic";
     "PEXPIRETIME" 2 READ ONE_KEY, "generic", keyspace::pexpiretime: "When a key expires, in milliseconds since 1970";

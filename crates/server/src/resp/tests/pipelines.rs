@@ -323,6 +323,30 @@ fn requests_carry_the_greatest_version_seen_and_the_chosen_quorums() {
 }
 
 #[test]
+fn without_a_session_reads_carry_no_token_and_writes_still_do() {
+    let mut client = Client::new();
+    client.text("set k v");
+    assert_eq!(client.text("mds.consistency r 1 session no"), "+OK\r\n");
+    client.text("get k");
+    assert_eq!(client.core.log.last().unwrap().options.seen, None);
+    client.text("set k w");
+    assert!(client.core.log.last().unwrap().options.seen.is_some());
+    assert!(
+        client
+            .text("mds.consistency")
+            .contains("session\r\n$2\r\nno")
+    );
+    assert!(
+        client
+            .text("mds.consistency session perhaps")
+            .starts_with("-ERR SESSION")
+    );
+    client.text("mds.consistency default");
+    client.text("get k");
+    assert!(client.core.log.last().unwrap().options.seen.is_some());
+}
+
+#[test]
 fn a_deletion_reads_first_and_writes_even_if_nothing_was_there() {
     let mut client = Client::new();
     assert_eq!(client.text("del k k"), ":0\r\n");
