@@ -16,6 +16,9 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Room for what is read at once.
+const READ_BYTES: usize = 16 * 1024;
+
 /// A command's bytes and its name, if the first one in `input` is whole.
 fn command(input: &[u8]) -> Option<(usize, &[u8])> {
     let line = |from: usize| {
@@ -43,7 +46,11 @@ fn command(input: &[u8]) -> Option<(usize, &[u8])> {
 async fn serve(mut stream: TcpStream) -> io::Result<()> {
     let (mut input, mut output) = (BytesMut::new(), Vec::new());
     let value = [b"$100\r\n".as_slice(), &[b'x'; 100], b"\r\n"].concat();
-    while stream.read_buf(&mut input).await? > 0 {
+    loop {
+        input.reserve(READ_BYTES);
+        if stream.read_buf(&mut input).await? == 0 {
+            return Ok(());
+        }
         while let Some((length, name)) = command(&input) {
             output.extend_from_slice(match name {
                 b"GET" => &value,
@@ -54,7 +61,6 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         stream.write_all(&output).await?;
         output.clear();
     }
-    Ok(())
 }
 
 fn main() -> io::Result<()> {
