@@ -6,7 +6,7 @@
     benches/scaling.py cores connections            # only these parts
     benches/scaling.py keys --keys 1000,1000000     # only these numbers of keys
 
-    cores        one node on 1 and 2 cores (taskset): throughput and CPU per operation
+    cores        one node on 1, 2, 4 and 8 cores, as many as there are (taskset): throughput and CPU per operation
     nodes        3 to 9 nodes, N=3: CPU per operation of all of them, and at rest
     keys         1 k to 10 M keys: load rate, CPU of a read, memory, disk, restart
     values       16 B to 1 MiB: megabytes a second, against what the disk and the loopback interface can do
@@ -60,7 +60,7 @@ def cores(args):
     """One node, pinned; the generator on the other cores if there are any."""
     usable = sorted(os.sched_getaffinity(0))
     rows, first = [], {}
-    for count in [count for count in (1, 2, 4) if count <= len(usable)]:
+    for count in [count for count in (1, 2, 4, 8) if count <= len(usable)]:
         mine, others = usable[:count], usable[count:] or usable
         pinned = lambda some: ("taskset", "-c", ",".join(map(str, some)))
         with Lab(nodes=1, prefix=pinned(mine)) as lab:

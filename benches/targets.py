@@ -12,7 +12,7 @@ Parts, each with a cluster of three nodes of its own (N=3, R=W=2, fsync `always`
     sync         one client's SET against the time of one fdatasync
     open-loop    latency at half of the maximum, through flushes, compactions, epochs of 10 s and their verification
     kill         the same while one node is killed (SIGKILL) and comes back: requests at the others
-    ring-change  the same while a fourth node joins
+    ring-changes the same while nodes join and leave: 3, 4, 5, 4, 3
     memory       resident memory of each node with 1 M keys, and the time of a restart
     floor        no target, but what no database can be cheaper than: a server that only answers, a sync of the disk
                  (cargo build --release --examples)
@@ -195,28 +195,41 @@ def kill(args, rows):
                   f"{ms(got, 'max_us'):.1f} ms, {result['verify']['violations']} wrong of {result['verify']['reads']} reads")
 
 
-def ring_change(args, rows):
-    """The same load before and while a fourth node joins."""
+def ring_changes(args, rows):
+    """The same load at rest and while nodes join and leave, one after the other: 3, 4, 5, 4, 3."""
     with Lab(epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate = round(maximum(lab, args) / 2)
-        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS)
-        before = ms(lab.bench(*load, "--seconds", args.open_seconds / 3), "p99_us")
-        running = generator.begin([lab.target()], *load, "--seconds", 600)
-        try:
-            time.sleep(2.5)  # Its warm-up.
-            began = time.monotonic()
-            lab.act("add-node")
-            took_s = time.monotonic() - began
-            running.send_signal(signal.SIGINT)
-            got = generator.finish(running)
-        finally:
-            running.kill()
-        ratio = ms(got, "p99_us") / before
-        rows.add(f"a node joins at {rate:,}/s: p99, times that before", 2, 1.3, ratio,
-                 f"{ratio:.2f} ({before:.2f} -> {ms(got, 'p99_us'):.2f} ms)")
-        rows.note(f"ring change: {took_s:.1f} s, errors {generator.errors(got)}, longest request "
-                  f"{ms(got, 'max_us'):.1f} ms (four nodes and the client share {os.cpu_count()} cores)")
+        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", 0)
+        processes.wait_calm(lab.pids())
+
+        def while_it(does):
+            """Latencies while `does` runs, and how long that took."""
+            running = generator.begin([lab.target()], *load, "--seconds", 600)
+            try:
+                began = time.monotonic()
+                does()
+                took_s = time.monotonic() - began
+                running.send_signal(signal.SIGINT)
+                return generator.finish(running), took_s
+            finally:
+                running.kill()
+
+        def at_rest():
+            # Longer than an epoch, so that one of them ends and is verified.
+            return ms(while_it(lambda: time.sleep(1.5 * EPOCH_MS / 1e3))[0], "p99_us")
+
+        before = at_rest()
+        for what, act, node in (("3 to 4", "add-node", None), ("4 to 5", "add-node", None), ("5 to 4", "remove-node", 5),
+                                ("4 to 3", "remove-node", 4)):
+            got, took_s = while_it(lambda: lab.act(act, node))
+            during, after = ms(got, "p99_us"), at_rest()
+            rows.add(f"{what} nodes at {rate:,}/s: p99, times that before", 2, 1.3, during / before,
+                     f"{during / before:.2f} ({before:.2f} -> {during:.2f}; then {after:.2f} ms)")
+            rows.note(f"{what} nodes: {took_s:.1f} s, errors {generator.errors(got)}, p99.9 {ms(got, 'p99_9_us'):.1f} ms, "
+                      f"longest request {ms(got, 'max_us'):.1f} ms")
+            before = after
+        rows.note(f"ring changes: up to five nodes and the client share {os.cpu_count()} cores")
 
 
 def memory(args, rows):
@@ -258,7 +271,7 @@ def growth(args, rows):
         rows.note(f"growth: errors {generator.errors(got)}, p99 {ms(got, 'p99_us'):.2f} ms")
 
 
-PARTS = {"cost": cost, "floor": floor, "sync": sync, "open-loop": open_loop, "kill": kill, "ring-change": ring_change, "memory": memory,
+PARTS = {"cost": cost, "floor": floor, "sync": sync, "open-loop": open_loop, "kill": kill, "ring-changes": ring_changes, "memory": memory,
          "growth": growth}
 
 

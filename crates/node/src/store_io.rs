@@ -17,6 +17,7 @@
 //! 6. Hints are best effort: they follow the merges, are synced at most every
 //!    [`HINT_SYNC_EVERY_MS`], and their failure is counted, never a reason to refuse a write.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -176,27 +177,34 @@ pub enum LedgerOrder {
     ForgetHashes(PartitionId, Epoch),
 }
 
-/// Joins orders of one kind that follow one another: each order costs a synced write of the ledger, for which
-/// everybody's records wait.
-fn joined(orders: Vec<LedgerOrder>) -> Vec<LedgerOrder> {
-    let mut joined: Vec<LedgerOrder> = Vec::with_capacity(orders.len());
-    for order in orders {
-        match (joined.last_mut(), order) {
-            (Some(LedgerOrder::Follow(all)), LedgerOrder::Follow(more)) => all.extend(more),
-            (Some(LedgerOrder::Wipe(all)), LedgerOrder::Wipe(more)) => all.extend(more),
-            (Some(LedgerOrder::BeginStreams(all)), LedgerOrder::BeginStreams(more)) => {
+impl LedgerOrder {
+    /// Takes in the order that follows this one, if that is of its kind; else gives it back.
+    fn join(&mut self, next: LedgerOrder) -> Option<LedgerOrder> {
+        match (self, next) {
+            (LedgerOrder::Follow(all), LedgerOrder::Follow(more)) => all.extend(more),
+            (LedgerOrder::Wipe(all), LedgerOrder::Wipe(more)) => all.extend(more),
+            (LedgerOrder::BeginStreams(all), LedgerOrder::BeginStreams(more)) => all.extend(more),
+            (LedgerOrder::AdvanceStreams(all), LedgerOrder::AdvanceStreams(more)) => {
                 all.extend(more);
             }
-            (Some(LedgerOrder::AdvanceStreams(all)), LedgerOrder::AdvanceStreams(more)) => {
-                all.extend(more);
-            }
-            (Some(LedgerOrder::FinishStreams(all)), LedgerOrder::FinishStreams(more)) => {
-                all.extend(more);
-            }
-            (_, order) => joined.push(order),
+            (LedgerOrder::FinishStreams(all), LedgerOrder::FinishStreams(more)) => all.extend(more),
+            (_, next) => return Some(next),
+        }
+        None
+    }
+}
+
+/// Takes the first of these orders, joined with those of its kind that follow: each order costs a synced write of the
+/// ledger, for which everybody's records wait.
+pub fn next_order(orders: &mut VecDeque<LedgerOrder>) -> Option<LedgerOrder> {
+    let mut first = orders.pop_front()?;
+    while let Some(next) = orders.pop_front() {
+        if let Some(other) = first.join(next) {
+            orders.push_front(other);
+            break;
         }
     }
-    joined
+    Some(first)
 }
 
 /// How a merge ended.
@@ -375,7 +383,8 @@ impl StoreIo {
         if let Some(floors) = batch.floors.take() {
             self.floors = floors;
         }
-        for order in joined(std::mem::take(&mut batch.orders)) {
+        let mut orders = VecDeque::from(std::mem::take(&mut batch.orders));
+        while let Some(order) = next_order(&mut orders) {
             if let Err(error) = self.carry_out(order, done) {
                 self.note_failure(error, done);
             }

@@ -18,6 +18,7 @@
 //! What it does not do: remember that a key is absent. And it believes the engine: what a disk loses without a trace can
 //! still be here, so the scrub looks beneath it, and what is to be rebuilt is forgotten first.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
@@ -146,7 +147,9 @@ impl RecordCache {
     pub(crate) fn forget_partitions(&self, partitions: &[PartitionId]) {
         if let Some(kept) = &self.kept {
             self.change();
-            kept.retain(|_, one| !partitions.contains(&one.partition));
+            // A lookup for each record that is kept, while readers of its shard wait.
+            let gone: BTreeSet<PartitionId> = partitions.iter().copied().collect();
+            kept.retain(|_, one| !gone.contains(&one.partition));
         }
     }
 

@@ -3,7 +3,14 @@
 //! The data loop sends a batch a turn. Whatever waits when the store thread gets to it is joined and
 //! carried out with one sync: that is the group commit, and it needs no timer: when idle, a batch of one
 //! goes at once; under load, batches grow by themselves.
+//!
+//! **Orders about epochs and partitions stand back.** Each takes some milliseconds (a ledger that is written and
+//! synced, a page of rows that is compared), and a change of the ring brings many at once. No client waits for one;
+//! so whatever is to be merged goes first, and between two groups of merges one order is carried out. They stay in
+//! order among themselves. That merges overtake them is nothing new to anybody: a promise holds from when it is
+//! reported to be durable, not from when it is asked for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
@@ -15,7 +22,9 @@ use tokio::sync::Notify;
 
 use super::clock;
 use super::courtesy::Courtesy;
-use crate::store_io::{HINT_SYNC_EVERY_MS, StoreBatch, StoreDone, StoreIo};
+use crate::store_io::{
+    HINT_SYNC_EVERY_MS, LedgerOrder, StoreBatch, StoreDone, StoreIo, next_order,
+};
 
 /// How long a merge waits for the flusher to make room before it is refused.
 const FLUSH_WAIT_MAX: Duration = Duration::from_millis(1_500);
@@ -29,6 +38,9 @@ const FLUSH_LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Records merged as one group at the most: bounds how long the first of them waits.
 const GROUP_RECORDS_MAX: usize = 4_096;
+
+/// Orders that stand back, at most: more than so many are carried out, whoever waits.
+const ORDERS_WAITING_MAX: usize = 64;
 
 /// How long the flusher leaves a full disk alone before it looks for room again.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -149,16 +161,20 @@ fn merge_loop(
     poke: &SyncSender<()>,
 ) -> StoreIo {
     let idle = Duration::from_millis(HINT_SYNC_EVERY_MS);
+    let mut orders: VecDeque<LedgerOrder> = VecDeque::new();
     loop {
-        let wait = if io.has_more_to_do() {
+        let wait = if !orders.is_empty() {
+            Duration::ZERO
+        } else if io.has_more_to_do() {
             TIDY_PAUSE
         } else {
             idle
         };
         let mut batch = match batches.recv_timeout(wait) {
             Ok(batch) => batch,
+            Err(RecvTimeoutError::Disconnected) if orders.is_empty() => return io,
             // Nothing to do but what has become due meanwhile.
-            Err(RecvTimeoutError::Timeout) => {
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 let now = clock::now();
                 StoreBatch {
                     wall_ms: now.wall_ms(),
@@ -166,18 +182,21 @@ fn merge_loop(
                     ..Default::default()
                 }
             }
-            Err(RecvTimeoutError::Disconnected) => return io,
         };
         while batch.merges.len() < GROUP_RECORDS_MAX
             && let Ok(later) = batches.try_recv()
         {
             batch.append(later);
         }
-        let is_idle = batch.is_empty();
-        let has_orders = !batch.orders.is_empty();
+        let is_idle = batch.is_empty() && orders.is_empty();
+        orders.extend(batch.orders.drain(..));
         let mut finished = io.execute_merges(&mut batch);
         let removals_max = finished.removals_max();
-        if has_orders && !finished.merges.is_empty() {
+        batch.orders.extend(next_order(&mut orders));
+        while orders.len() > ORDERS_WAITING_MAX {
+            batch.orders.extend(next_order(&mut orders));
+        }
+        if !batch.orders.is_empty() && !finished.merges.is_empty() {
             // Promises about epochs and partitions are synced by themselves: no writer waits for them.
             done.push_merged(std::mem::take(&mut finished));
         }
