@@ -8,6 +8,7 @@ compose_file=deploy/compose/compose.yaml
 image=${MYDATASTORE_IMAGE:-mydatastore:dev}
 operator_image=${MDS_OPERATOR_IMAGE:-mds-operator:dev}
 namespace=${NAMESPACE:-mydatastore}
+operator_namespace=mydatastore-system
 
 usage() {
     cat <<'TEXT'
@@ -21,8 +22,8 @@ usage() {
 
   k8-init       a fresh local Kubernetes, with metrics server
   k8            install the operator and a cluster of the present code
-  k8-operator   run the operator on this machine against the current cluster
-  k8-r          build anew, load the images, restart the operator and the stores
+  k8-operator   run the operator on this machine instead of in the cluster; pods have to be in reach of it
+  k8-r          build anew, load the images, restart the operator and, one by one, the stores
   k8!           delete what k8 has installed
   k8-e2e        the operator's end-to-end tests
 
@@ -92,10 +93,38 @@ load_image() {
 
 load_images() {
     build_image
-    need_part deploy/image/build-operator
-    deploy/image/build-operator "$operator_image"
+    if rustup target list --installed 2>/dev/null | grep -q musl; then
+        deploy/image/build-operator "$operator_image"
+    else
+        docker build -f deploy/image/Dockerfile.operator -t "$operator_image" .
+    fi
     load_image "$image"
     load_image "$operator_image"
+}
+
+# The manifests, with the image that was built here.
+operator_manifests() {
+    kubectl kustomize deploy/kubernetes | sed "s|image: mydatastore-operator:.*|image: $operator_image|"
+}
+
+# A cluster of three stores of the present code. Its volumes go with it: it is for trying things out.
+dev_cluster() {
+    cat <<YAML
+apiVersion: v1
+kind: Namespace
+metadata: {name: $namespace}
+---
+apiVersion: mydatastore.dev/v1alpha1
+kind: MyDataStore
+metadata: {name: dev, namespace: $namespace}
+spec:
+  size: 3
+  image: "$image"
+  imagePullPolicy: IfNotPresent
+  storage: {size: 1Gi}
+  volumeRetention: {whenScaled: Delete, whenDeleted: Delete}
+  resources: {requests: {cpu: 100m, memory: 128Mi}}
+YAML
 }
 
 k8_init() {
@@ -161,29 +190,45 @@ case $verb in
         need_kubectl
         need_docker
         load_images
-        kubectl apply --server-side -k deploy/kubernetes
+        operator_manifests | kubectl apply --server-side --force-conflicts -f -
+        kubectl wait crd/mydatastores.mydatastore.dev --for=condition=Established --timeout=60s
+        dev_cluster | kubectl apply -f -
+        kubectl -n "$operator_namespace" rollout status deployment/mds-operator --timeout=120s
+        kubectl -n "$namespace" wait mds/dev --for=condition=Ready --timeout=180s
+        kubectl -n "$namespace" get mds,pods
         ;;
     'k8!')
         need_part deploy/kubernetes
         need_kubectl
+        # Resources first, while the operator is there to see to their volumes.
+        if kubectl get crd mydatastores.mydatastore.dev >/dev/null 2>&1; then
+            kubectl delete mds --all --namespace "$namespace" --timeout=60s
+        fi
+        kubectl delete namespace "$namespace" --ignore-not-found
         kubectl delete --ignore-not-found -k deploy/kubernetes
         ;;
     k8-operator)
         need_part crates/operator
         need_kubectl
-        cargo run --release -p mds-operator -- "$@"
+        # Both would have to agree by the lease who leads; this one is to.
+        kubectl -n "$operator_namespace" scale deployment/mds-operator --replicas 0
+        echo "the operator in the cluster is stopped; again: kubectl -n $operator_namespace scale deployment/mds-operator --replicas 1"
+        cargo run --release -p mds-operator -- run --lease-namespace "$operator_namespace" "$@"
         ;;
     k8-r)
         need_part deploy/kubernetes
         need_kubectl
         need_docker
         load_images
-        kubectl -n "$namespace" rollout restart deployment,statefulset
+        kubectl -n "$operator_namespace" rollout restart deployment/mds-operator
+        kubectl -n "$operator_namespace" rollout status deployment/mds-operator --timeout=120s
+        # Pods of this strategy are replaced by the operator, each when the data allows it.
+        kubectl -n "$namespace" rollout restart statefulset
         ;;
     k8-e2e)
         need_part e2e/k8s/run
         need_kubectl
-        e2e/k8s/run "$@"
+        MYDATASTORE_IMAGE=$image MDS_OPERATOR_IMAGE=$operator_image e2e/k8s/run "$@"
         ;;
     test)
         need cargo "https://rustup.rs"
