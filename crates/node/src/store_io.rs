@@ -827,3 +827,62 @@ fn settled_of(reader: &StoreReader, key: &[u8]) -> Epoch {
     let ledger = reader.ledger();
     ledger.partition(reader.partition_of(key)).settled
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wipe(partitions: &[u16]) -> LedgerOrder {
+        LedgerOrder::Wipe(partitions.iter().copied().map(PartitionId).collect())
+    }
+
+    fn finish(partitions: &[u16]) -> LedgerOrder {
+        LedgerOrder::FinishStreams(partitions.iter().copied().map(PartitionId).collect())
+    }
+
+    /// What is carried out, in words, until nothing is left.
+    fn carried_out(orders: impl IntoIterator<Item = LedgerOrder>) -> Vec<String> {
+        let mut orders = orders.into_iter().collect::<VecDeque<_>>();
+        std::iter::from_fn(|| next_order(&mut orders))
+            .map(|order| match order {
+                LedgerOrder::Wipe(all) => format!("wipe {:?}", ids(&all)),
+                LedgerOrder::FinishStreams(all) => format!("finish {:?}", ids(&all)),
+                LedgerOrder::ForgetHashes(partition, epoch) => {
+                    format!("forget {} {}", partition.0, epoch.0)
+                }
+                _ => unreachable!("no other kind is ordered here"),
+            })
+            .collect()
+    }
+
+    fn ids(partitions: &[PartitionId]) -> Vec<u16> {
+        partitions.iter().map(|partition| partition.0).collect()
+    }
+
+    #[test]
+    fn orders_of_a_kind_are_one_order() {
+        assert_eq!(
+            carried_out([wipe(&[1]), wipe(&[2, 3]), wipe(&[4])]),
+            ["wipe [1, 2, 3, 4]"]
+        );
+    }
+
+    /// A stream that ends before its partition is wiped is another thing than one that ends after.
+    #[test]
+    fn orders_do_not_overtake_each_other() {
+        assert_eq!(
+            carried_out([finish(&[1]), wipe(&[1]), wipe(&[2]), finish(&[2])]),
+            ["finish [1]", "wipe [1, 2]", "finish [2]"]
+        );
+    }
+
+    #[test]
+    fn orders_that_cannot_be_joined_come_one_by_one() {
+        let forget = |epoch| LedgerOrder::ForgetHashes(PartitionId(7), Epoch(epoch));
+        assert_eq!(
+            carried_out([forget(1), forget(2), wipe(&[7])]),
+            ["forget 7 1", "forget 7 2", "wipe [7]"]
+        );
+        assert!(carried_out([]).is_empty());
+    }
+}
