@@ -205,7 +205,7 @@ fn a_killed_and_wiped_node_is_replaced_under_load_and_no_other_request_fails() {
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     // Refused as long as gossip has not given the dead one up.
     lab.eventually(&[1], &["replace", &dead, "--with", &fresh]);
-    let ended = lab.client(&[1], &["transition", "--wait"]);
+    let ended = lab.client(&[1], &["transition", "status", "--wait"]);
     assert!(ended.status.success(), "{ended:?}");
     lab.wait_standing(3, "active");
     assert_eq!(partitions_of(&lab, "node-3"), 256);

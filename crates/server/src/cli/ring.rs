@@ -105,6 +105,13 @@ pub(super) struct QuorumArgs {
 pub(super) struct TransitionArgs {
     #[command(subcommand)]
     action: Option<TransitionAction>,
+    #[command(flatten)]
+    status: TransitionStatusArgs,
+}
+
+/// Arguments of `transition status`, which is what `transition` does.
+#[derive(Args, Debug)]
+struct TransitionStatusArgs {
     /// Stay until the change under way has ended, and print what it does
     #[arg(long)]
     wait: bool,
@@ -114,6 +121,8 @@ pub(super) struct TransitionArgs {
 
 #[derive(Subcommand, Debug)]
 enum TransitionAction {
+    /// How far the change under way is, and whom it waits for: the same as without a word
+    Status(TransitionStatusArgs),
     /// Call the change under way off, while it is not past the point of no return
     Abort(AskArgs),
 }
@@ -191,9 +200,11 @@ pub(super) fn quorums(args: &QuorumArgs) -> Result<ExitCode, Failure> {
 }
 
 pub(super) fn transition(args: &TransitionArgs) -> Result<ExitCode, Failure> {
-    if let Some(TransitionAction::Abort(ask)) = &args.action {
-        return run(asking("abort"), ask);
-    }
+    let args = match &args.action {
+        Some(TransitionAction::Abort(ask)) => return run(asking("abort"), ask),
+        Some(TransitionAction::Status(status)) => status,
+        None => &args.status,
+    };
     let client = args.node.client()?;
     let mut now: TransitionBody = client.get("/v1/transition")?;
     if args.wait

@@ -273,13 +273,12 @@ fn cluster_config(config: &ClusterConfig) -> ClusterConfigBody {
     }
 }
 
+/// Members, and who may become one. Gossip remembers for hours those that have left or were replaced: they are nobody's concern.
 fn members_of(view: &ClusterView) -> Vec<MemberBody> {
-    let mut nodes: BTreeSet<NodeId> = view
-        .members
-        .keys()
-        .chain(view.peers.keys())
-        .copied()
-        .collect();
+    let is_born = view.config.is_some();
+    let heard_of = view.peers.iter().filter(|(_, peer)| peer.alive || !is_born);
+    let heard_of = heard_of.map(|(node, _)| node);
+    let mut nodes: BTreeSet<NodeId> = view.members.keys().chain(heard_of).copied().collect();
     nodes.insert(view.me);
     nodes.into_iter().map(|node| member(view, node)).collect()
 }
@@ -365,6 +364,26 @@ fn numbers(samples: &[Sample]) -> BTreeMap<String, f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::fake::three_members;
+
+    #[test]
+    fn who_was_replaced_is_no_member_though_gossip_remembers_it() {
+        let ids = |view: &ClusterView| -> Vec<NodeId> {
+            let told = members_of(view).into_iter();
+            told.map(|member| member.id.parse().unwrap()).collect()
+        };
+        let mut view = three_members();
+        view.members.remove(&NodeId(3));
+        // It lives, so that it may become a member again.
+        assert_eq!(ids(&view), [NodeId(1), NodeId(2), NodeId(3)]);
+        view.peers.get_mut(&NodeId(3)).unwrap().alive = false;
+        assert_eq!(ids(&view), [NodeId(1), NodeId(2)]);
+        // A member that is dead is a member, and before birth whoever was heard of is of interest.
+        view.peers.get_mut(&NodeId(2)).unwrap().alive = false;
+        assert_eq!(ids(&view), [NodeId(1), NodeId(2)]);
+        view.config = None;
+        assert_eq!(ids(&view), [NodeId(1), NodeId(2), NodeId(3)]);
+    }
 
     #[test]
     fn what_init_leaves_out_is_filled_in() {

@@ -90,7 +90,7 @@ pub struct StatusBody {
     pub ring_version: u64,
     /// Raft, as this node sees it.
     pub raft: RaftBody,
-    /// All members, and other nodes that gossip knows.
+    /// All members, and other nodes that live by gossip; before the cluster is born, all that gossip knows.
     pub members: Vec<MemberBody>,
     /// What the node has counted, by metric name. Labels stand behind the name.
     pub numbers: BTreeMap<String, f64>,
