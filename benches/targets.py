@@ -5,6 +5,7 @@
     benches/targets.py                          # all of it but `growth`: some ten minutes
     benches/targets.py cost sync                # only these parts
     benches/targets.py growth --minutes 30      # memory under load for so long
+    benches/targets.py open-loop --dir /dev/shm # without a disk: what of the latency is the processors'
 
 Parts, each with a cluster of three nodes of its own (N=3, R=W=2, fsync `always`, 100-byte values):
 
@@ -61,6 +62,11 @@ class Rows:
         print(text, file=sys.stderr, flush=True)
 
 
+def cluster(args, **options):
+    """Three nodes, their data where it was said."""
+    return Lab(parent=args.dir, **options)
+
+
 def cpu_of(lab, arguments, seconds):
     """CPU us for each operation, and operations a second. What writes leave to be done afterwards is included."""
     lab.bench("--warmup", 0, "--seconds", 1, *arguments)
@@ -82,10 +88,10 @@ def cost(args, rows):
         us, rate = cpu_of(lab, ["--keys", KEYS, *arguments], args.seconds)
         rows.add(f"{what}, us CPU", must, reach, us, f"{us:.1f} ({rate:,.0f}/s)")
 
-    with Lab(fsync="os") as lab:
+    with cluster(args, fsync="os") as lab:
         lab.load(KEYS)
         measure(lab, "SET, fsync `os`", 36, 24, "--workload", "set")
-    with Lab() as lab:
+    with cluster(args) as lab:
         lab.load(KEYS)
         measure(lab, "SET, fsync `always`", 52, 38, "--workload", "set")
         measure(lab, "GET, R=2", 28, 18, "--workload", "get")
@@ -94,7 +100,7 @@ def cost(args, rows):
         measure(lab, "GET -P 16, R=2", 8, 3, "--workload", "get", "-P", 16)
         measure(lab, "GET -P 16, R=1", 4, 1.5, "--workload", "get", "-P", 16, "--read-quorum", 1)
     # After an epoch has ended, its records are in the engine.
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         time.sleep(3 * EPOCH_MS / 1e3)
         us, rate = cpu_of(lab, ["--keys", KEYS, "--workload", "get"], args.seconds)
@@ -130,7 +136,7 @@ def floor(args, rows):
 
 def sync(args, rows):
     """One client, no pipeline, against one sync of the disk."""
-    with Lab() as lab:
+    with cluster(args) as lab:
         lab.load(KEYS)
         processes.wait_calm(lab.pids())
         median_us, p99_us = machine.sync_us(lab.directory)
@@ -151,9 +157,9 @@ def ms(document, name):
 
 def open_loop(args, rows):
     """Half of the maximum, for some epochs."""
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
-        rate = round(maximum(lab, args) / 2)
+        rate = args.rate or round(maximum(lab, args) / 2)
         processes.wait_calm(lab.pids())
         before = lab.metrics(1)
         got = lab.bench("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS,
@@ -173,7 +179,7 @@ def open_loop(args, rows):
 
 def kill(args, rows):
     """Half of the maximum at two nodes, while the third is killed and comes back."""
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate, others = round(maximum(lab, args) / 2), lab.targets()[:2]
         running = generator.begin(others, "--keys", KEYS, "--workload", "a", "--rate", rate, "-c",
@@ -197,7 +203,7 @@ def kill(args, rows):
 
 def ring_changes(args, rows):
     """The same load at rest and while nodes join and leave, one after the other: 3, 4, 5, 4, 3."""
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate = round(maximum(lab, args) / 2)
         load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", 0)
@@ -234,7 +240,7 @@ def ring_changes(args, rows):
 
 def memory(args, rows):
     """1 M keys: resident memory and restart."""
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         rate = lab.load(args.keys)
         peak = max(map(processes.rss_mb, lab.pids()))
         processes.wait_calm(lab.pids())
@@ -250,7 +256,7 @@ def memory(args, rows):
 
 def growth(args, rows):
     """Memory while values are overwritten."""
-    with Lab(epoch_interval_ms=EPOCH_MS) as lab:
+    with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(args.keys)
         rate = round(maximum(lab, args) / 4)
         running = generator.begin([lab.target()], "--keys", args.keys, "--workload", "a", "--distribution", "uniform", "--rate",
@@ -280,6 +286,8 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", help="of: " + ", ".join(PARTS))
     parser.add_argument("--seconds", type=float, default=8, help="of a measurement in a closed loop (default 8)")
     parser.add_argument("--open-seconds", type=float, default=60, help="of one in an open loop (default 60)")
+    parser.add_argument("--rate", type=int, help="requests a second of open-loop (default half of the maximum)")
+    parser.add_argument("--dir", help="where the nodes keep their data (default: where temporary files are)")
     parser.add_argument("--keys", type=int, default=1_000_000, help="for memory and growth (default 1000000)")
     parser.add_argument("--minutes", type=float, default=30, help="for growth (default 30)")
     args = parser.parse_args()

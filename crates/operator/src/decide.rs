@@ -741,14 +741,12 @@ impl Eye<'_> {
             .filter(|pod| !pod.up_to_date)
             .count();
         if let Some(reason) = self.unconverged() {
-            return Some(Decision::Wait(format!(
-                "upgrade, {left} pods left: {reason}"
-            )));
+            return Some(Decision::Wait(format!("upgrade, {left} to go: {reason}")));
         }
         Some(act(
             Action::RestartPod(*ordinal),
             format!(
-                "upgrade, {left} pods left: restarting {}-{ordinal}",
+                "upgrade, {left} to go: restarting {}-{ordinal}",
                 self.seen.name
             ),
         ))
