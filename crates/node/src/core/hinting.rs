@@ -133,7 +133,7 @@ impl Core {
         for (node, target) in nobodys {
             tracing::info!(target_node = %node, hints = target.pending,
                 "hints are dropped: their target is on no ring");
-            self.stats.hints_dropped += target.pending;
+            self.stats.hints_obsolete += target.pending;
             target.pending = 0;
             self.batch.hints_forgotten.push(*node);
         }

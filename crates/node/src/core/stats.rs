@@ -85,6 +85,8 @@ pub struct CoreStats {
     pub hints_stored: u64,
     /// Hints that no room was left for.
     pub hints_dropped: u64,
+    /// Hints whose replica is on no ring any more.
+    pub hints_obsolete: u64,
     /// Hints that their replica has acknowledged.
     pub hints_delivered: u64,
     /// Hints waiting on disk now.

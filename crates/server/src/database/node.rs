@@ -282,6 +282,11 @@ fn core_samples(core: &CoreStats) -> Vec<Sample> {
             core.hints_dropped,
         ),
         counter(
+            "hints_obsolete",
+            "Hints whose replica has left the ring.",
+            core.hints_obsolete,
+        ),
+        counter(
             "hints_delivered",
             "Hints acknowledged by their replica.",
             core.hints_delivered,
