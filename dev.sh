@@ -170,13 +170,13 @@ case $verb in
         BASE_URL=${BASE_URL:-http://localhost:8080} k6 run e2e/original.js
         ;;
     dc-pprof)
-        need perf "apt install linux-perf"
-        need inferno-flamegraph "cargo install inferno"
-        pid=$(pgrep -n -f 'mydatastore serve') || fail "no store runs on this machine"
-        data=$(mktemp)
-        trap 'rm -f "$data"' EXIT
-        perf record -F 99 -g -p "$pid" -o "$data" -- sleep "${1:-10}"
-        perf script -i "$data" | inferno-collapse-perf | inferno-flamegraph >profile.svg
+        need_docker
+        [[ ${1:-10} =~ ^[1-9][0-9]?$ ]] || fail "dc-pprof [S]: for how many seconds, 60 at most?"
+        compose exec -T store /mydatastore profile --seconds "${1:-10}" --out - >profile.svg.part || {
+            rm -f profile.svg.part
+            fail "no profile: is Compose running (./dev.sh dc)?"
+        }
+        mv profile.svg.part profile.svg
         echo "profile.svg"
         ;;
     scale)

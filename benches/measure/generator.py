@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BINARY = os.path.normpath(os.path.join(HERE, "..", "..", "target", "release", "mydatastore"))
@@ -25,20 +26,28 @@ def begin(targets, *arguments, binary=BINARY, prefix=()):
     if not os.access(binary, os.X_OK):
         raise Failed(f"{binary} is missing: cargo build --release")
     command = [*prefix, binary, "bench", "--json", "--target", ",".join(targets), *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Files, not pipes: the document of a long run is longer than a pipe takes while nobody reads it.
+    said, complained = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=complained)
+    process.said, process.complained = said, complained
+    return process
 
 
 def finish(process, patience_s=SPARE_S):
     """Waits for its end."""
     try:
-        out, error = process.communicate(timeout=patience_s)
+        process.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         raise Failed(f"the generator did not end within {patience_s} s") from None
     finally:
         # Whatever happens, Ctrl-C too, it does not outlive the bench.
         process.kill()
-    if not out.strip():
-        raise Failed(f"the generator failed: {error.strip()}")
+    process.said.seek(0)
+    process.complained.seek(0)
+    with process.said as said, process.complained as complained:
+        out = said.read()
+        if not out.strip():
+            raise Failed(f"the generator failed: {complained.read().strip()}")
     return json.loads(out)
 
 

@@ -13,5 +13,6 @@ pub mod config;
 pub mod database;
 pub mod http;
 pub mod lab;
+mod profile;
 pub mod resp;
 pub mod serve;

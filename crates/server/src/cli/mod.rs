@@ -14,6 +14,7 @@ mod epochs;
 mod healthcheck;
 mod members;
 pub(crate) mod output;
+mod profile;
 mod progress;
 mod ring;
 mod settings;
@@ -217,6 +218,16 @@ Compare the contents of all replicas, partition by partition.
 Each replica hashes all its records, tombstones included, in key order: equal digests are equal bytes. \
 While writes go on, replicas differ for moments. Exit code 1 if any differ.")]
     Digest(NodeArgs),
+    /// Where a node's processor time goes: a flame graph
+    #[command(after_help = "\
+Examples:
+  mydatastore profile                              ten seconds of the node on the default port, as profile.svg
+  mydatastore profile --node 127.0.0.1:8102 --seconds 30 --out node-2.svg
+  mydatastore profile --collapsed --out -          stacks as text, for other tools
+
+A node allows it if `profiling` is true in its configuration, as it is in the lab's. It costs the node some 1 % \
+meanwhile. Threads that wait are not seen: a profile says what costs, not what takes long.")]
+    Profile(profile::ProfileArgs),
 }
 
 /// Which node to talk to, and how to print.
@@ -290,6 +301,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Epochs(args) => epochs::epochs(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Digest(args) => cluster::digest(&args),
+        Command::Profile(args) => profile::profile(&args),
     }
 }
 

@@ -210,6 +210,9 @@ config_fields! {
     max_clock_skew_ms: u64 = CLOCK_SKEW_US_MAX / 1_000, "ms",
         "Writes stamped further ahead of this node's clock are refused. At most 5000.",
         "Below the real skew of the nodes' clocks, good writes are refused: run NTP.";
+    profiling: bool = false, "true|false",
+        "Whether a profile of processor time may be asked for (`mydatastore profile`).",
+        "`true`: whoever reaches the HTTP address can slow this node down a little.";
     log_level: String = "info".to_owned(), "filter",
         "Which log lines are written: error, warn, info, debug or trace of this program, with \
          warnings of its libraries; or a filter such as `warn,mds_cluster=debug,openraft=info`.",

@@ -199,6 +199,7 @@ fn toml_text(value: &toml::Value) -> Result<String, String> {
     match value {
         toml::Value::String(text) => Ok(text.clone()),
         toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Boolean(value) => Ok(value.to_string()),
         toml::Value::Array(items) => {
             let texts: Result<Vec<_>, _> = items.iter().map(toml_text).collect();
             Ok(texts?.join(","))

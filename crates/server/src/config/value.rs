@@ -46,6 +46,21 @@ macro_rules! number_value {
 
 number_value!(u32, u64);
 
+impl ConfigValue for bool {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("`{text}` is neither true nor false"))
+    }
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+
+    fn toml(&self) -> toml::Value {
+        toml::Value::Boolean(*self)
+    }
+}
+
 impl ConfigValue for String {
     fn parse(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())

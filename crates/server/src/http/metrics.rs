@@ -44,6 +44,7 @@ pub(super) fn route_label(path: &str) -> &'static str {
         "/health",
         "/ready",
         "/metrics",
+        "/debug/pprof/profile",
     ];
     if path.starts_with("/v1/kv/") {
         return "/v1/kv";

@@ -12,6 +12,7 @@
 //! | `GET /health` | the process lives; depends on nothing else, so that load never kills it |
 //! | `GET /ready` | this node serves as it should, or why not |
 //! | `GET /metrics` | for Prometheus |
+//! | `GET /debug/pprof/profile` | where the processor time goes; see [`profile`] |
 //!
 //! A key is any 1 to 32768 bytes. In a path, a query or JSON it is percent-encoded, slashes may
 //! stand as they are; one whose encoded form is beyond 65,000 bytes does not fit into a URL and
@@ -32,6 +33,7 @@ mod kv;
 pub mod limits;
 mod metrics;
 mod original;
+mod profile;
 mod query;
 mod reply;
 mod scan;
@@ -163,7 +165,8 @@ pub fn router(app: Arc<App>) -> Router {
         )
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
-        .route("/metrics", get(metrics::metrics));
+        .route("/metrics", get(metrics::metrics))
+        .route("/debug/pprof/profile", get(profile::profile));
     data.merge(control)
         .fallback(reply::no_such_path)
         .method_not_allowed_fallback(reply::no_such_method)

@@ -219,6 +219,7 @@ impl Settings {
             peer_listen: addrs.peer,
             epoch_interval_ms: self.epoch_interval_ms,
             scrub_interval_ms: SCRUB_INTERVAL_MS,
+            profiling: true,
             ring_mode: self.ring_mode()?,
             remove_after_ms: self.remove_after_ms,
             seeds: others

@@ -4,6 +4,7 @@ mod cluster;
 mod data;
 mod epochs;
 mod limits;
+mod profile;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -135,6 +136,10 @@ struct Answer {
 impl Answer {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     fn header(&self, name: &str) -> &str {
