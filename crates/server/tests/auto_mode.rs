@@ -132,3 +132,45 @@ fn a_node_that_stays_away_is_taken_off_the_ring_by_itself_and_told_so_when_it_re
     lab.wait_equal();
     lab.stop();
 }
+
+fn tell_to_stop(lab: &Lab, node: usize) {
+    let pid = lab.pid(node);
+    // SAFETY: a signal to a process that this test's lab has started.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    lab.wait_until("it has ended", || {
+        !std::path::Path::new(&format!("/proc/{pid}/exe")).exists()
+    });
+}
+
+/// As a container that is scaled away is told.
+#[test]
+fn a_node_that_is_told_to_stop_leaves_the_ring_first_if_it_is_to_and_can() {
+    let leave = [("MYDATASTORE_ON_STOP", "leave")];
+    let lab = Lab::start_set("leave", 21_300, &["--nodes", "4"], &leave);
+    let load = Load::start(&lab);
+    load.wait_for(300);
+
+    let rest = ids(&lab, 1..=3);
+    tell_to_stop(&lab, 4);
+    assert!(lab.has_logged(4, "left the ring"), "{}", lab.log(4));
+    // It has waited for the end: nothing is left to be awaited.
+    assert_eq!(settled_ring(&lab, 1), Some(rest.clone()));
+    assert!(members(&lab, 1).values().all(|held| *held == ALL));
+
+    // Three are as few as N: the next one keeps its place, and may come back.
+    load.set_up(3, false);
+    tell_to_stop(&lab, 3);
+    assert!(lab.has_logged(3, "none can leave"), "{}", lab.log(3));
+    assert_eq!(settled_ring(&lab, 1), Some(rest));
+    lab.act("start-node", 3);
+    lab.wait_ready(3);
+    load.set_up(3, true);
+    load.wait_for(300);
+
+    let acked = load.finish();
+    for node in 1..=3 {
+        check_all(&lab, node, &acked);
+    }
+    lab.wait_equal();
+    lab.stop();
+}

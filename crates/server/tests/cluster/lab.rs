@@ -55,6 +55,20 @@ impl Lab {
         Lab::start_with(name, offset, &[])
     }
 
+    /// The same with settings of all its nodes.
+    pub(crate) fn start_set(
+        name: &str,
+        offset: u16,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Lab {
+        let temp = directory(name);
+        let dir = temp.path().join("lab");
+        let mut program = program();
+        program.envs(settings.iter().copied());
+        Lab::run(program, dir, Some(temp), offset, arguments)
+    }
+
     /// The same with further arguments for the lab.
     pub(crate) fn start_with(name: &str, offset: u16, arguments: &[&str]) -> Lab {
         let temp = directory(name);
