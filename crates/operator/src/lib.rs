@@ -7,7 +7,7 @@ pub mod children;
 pub mod crd;
 pub mod database;
 pub mod decide;
-mod lease;
+pub mod lease;
 pub mod manifests;
 pub mod reconcile;
 pub mod run;

@@ -12,6 +12,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod as KubePod};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+    Preconditions,
 };
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -71,7 +72,8 @@ struct Seen {
     /// `host:port` of the best informed node.
     address: Option<String>,
     epoch: u64,
-    stateful_set: Option<StatefulSet>,
+    /// Of pods and volumes, by name: what is deleted has to be what was looked at.
+    uids: BTreeMap<String, String>,
 }
 
 impl<D: Database> Context<D> {
@@ -91,25 +93,22 @@ impl<D: Database> Context<D> {
         }
         let seen = self.look(store, &namespace).await?;
         let replicas = seen.observed.replicas;
-        if !store.spec.paused
-            && let Err(invalid) = self.apply_children(store, &namespace, replicas).await?
-        {
-            let round = Round {
-                message: invalid.to_string(),
-                reason: "Invalid",
-                failed: true,
-                again: LATER,
-            };
-            self.tell(store, &namespace, &seen, &round).await?;
-            return Ok(round);
+        let mut template_pending = false;
+        if !store.spec.paused {
+            match self.apply_children(store, &namespace, replicas).await? {
+                Ok(is_pending) => template_pending = is_pending,
+                Err(invalid) => {
+                    let round = Round {
+                        message: invalid.to_string(),
+                        reason: "Invalid",
+                        failed: true,
+                        again: LATER,
+                    };
+                    self.tell(store, &namespace, &seen, &round).await?;
+                    return Ok(round);
+                }
+            }
         }
-        let template_pending = seen.stateful_set.as_ref().is_some_and(|set| {
-            let observed = set
-                .status
-                .as_ref()
-                .and_then(|status| status.observed_generation);
-            observed != set.metadata.generation
-        });
         let decision = match template_pending {
             true => Decision::Wait("waiting for the StatefulSet to be taken note of".to_owned()),
             false => decide::decide(&seen.observed),
@@ -148,6 +147,11 @@ impl<D: Database> Context<D> {
             .list(&own)
             .await?;
 
+        let of_pods = pods.items.iter().map(|pod| &pod.metadata);
+        let of_volumes = volumes.items.iter().map(|volume| &volume.metadata);
+        let uids = of_pods.chain(of_volumes);
+        let uids = uids.filter_map(|of| Some((of.name.clone()?, of.uid.clone()?)));
+        let uids: BTreeMap<String, String> = uids.collect();
         let asked = pods.items.iter().filter_map(|pod| {
             let ordinal = ordinal(&name, &pod.name_any())?;
             let ip = pod.status.as_ref()?.pod_ip.clone()?;
@@ -204,22 +208,24 @@ impl<D: Database> Context<D> {
                 .or_else(someone),
             epoch: best.as_ref().map_or(0, |(_, _, report, _)| report.epoch()),
             observed,
-            stateful_set,
+            uids,
         })
     }
 
-    /// Applies all children; the StatefulSet as well, if there is to be one.
+    /// Applies all children; the StatefulSet as well, if there is to be one. Whether its controller has still to take note of
+    /// what it says now: until then nobody knows which pods are made from the present template.
     async fn apply_children(
         &self,
         store: &MyDataStore,
         namespace: &str,
         replicas: Option<u32>,
-    ) -> Result<Result<(), children::Invalid>, Error> {
+    ) -> Result<Result<bool, children::Invalid>, Error> {
         // Whether the kind exists is asked by applying: without it, that is answered 404.
         let all = match children::children(store, replicas, true) {
             Ok(all) => all,
             Err(invalid) => return Ok(Err(invalid)),
         };
+        let mut is_pending = false;
         for child in all {
             let api = self.any(namespace, &child.resource);
             let params = PatchParams::apply(MANAGER).force();
@@ -229,10 +235,15 @@ impl<D: Database> Context<D> {
             {
                 Err(kube::Error::Api(status))
                     if status.code == 404 && child.resource.kind == "ServiceMonitor" => {}
-                applied => drop(applied?),
+                applied => {
+                    let applied = applied?;
+                    let observed = applied.data["status"]["observedGeneration"].as_i64();
+                    is_pending |= child.resource.kind == "StatefulSet"
+                        && observed != applied.metadata.generation;
+                }
             }
         }
-        Ok(Ok(()))
+        Ok(Ok(is_pending))
     }
 
     /// Carries an action out. The inner error is a refusal in words.
@@ -249,19 +260,17 @@ impl<D: Database> Context<D> {
                 let applied = self
                     .apply_children(store, namespace, Some(*replicas))
                     .await?;
-                return Ok(applied.map_err(|invalid| invalid.to_string()));
+                return Ok(applied.map(drop).map_err(|invalid| invalid.to_string()));
             }
             Action::RestartPod(ordinal) => {
                 let pods = self.api::<KubePod>(namespace);
-                gone(
-                    pods.delete(&format!("{name}-{ordinal}"), &DeleteParams::default())
-                        .await,
-                )?;
+                let pod = format!("{name}-{ordinal}");
+                gone(pods.delete(&pod, &only(seen.uids.get(&pod))).await)?;
             }
             Action::DeleteVolume(ordinal) => {
                 let volumes = self.api::<PersistentVolumeClaim>(namespace);
                 let volume = format!("data-{name}-{ordinal}");
-                gone(volumes.delete(&volume, &DeleteParams::default()).await)?;
+                gone(volumes.delete(&volume, &only(seen.uids.get(&volume))).await)?;
             }
             Action::Init => {
                 let spec = &store.spec;
@@ -342,11 +351,8 @@ impl<D: Database> Context<D> {
             let own = ListParams::default().labels(&children::selector_text(&name));
             let volumes = self.api::<PersistentVolumeClaim>(namespace);
             for volume in volumes.list(&own).await? {
-                gone(
-                    volumes
-                        .delete(&volume.name_any(), &DeleteParams::default())
-                        .await,
-                )?;
+                let this = only(volume.metadata.uid.as_ref());
+                gone(volumes.delete(&volume.name_any(), &this).await)?;
             }
         }
         if store.finalizers().iter().any(|one| one == FINALIZER) {
@@ -388,6 +394,17 @@ impl<D: Database> Context<D> {
         if let Err(error) = api.create(&PostParams::default(), &event).await {
             tracing::warn!(%error, "an event could not be written");
         }
+    }
+}
+
+/// Deletes this object only, and not another one that has its name by now.
+fn only(uid: Option<&String>) -> DeleteParams {
+    DeleteParams {
+        preconditions: uid.map(|uid| Preconditions {
+            uid: Some(uid.clone()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
     }
 }
 

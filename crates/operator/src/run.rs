@@ -118,15 +118,24 @@ pub fn main(args: &RunArgs) -> Result<(), Box<dyn std::error::Error>> {
     runtime.block_on(async {
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let client = Client::try_default().await?;
+        let lease = Lease::new(client.clone(), &args.lease_namespace, &args.identity);
         tokio::select! {
-            ended = work(args) => ended,
-            _ = terminate.recv() => Ok(()),
+            ended = work(client, &lease, args) => ended,
+            _ = terminate.recv() => {
+                tracing::info!("stopping");
+                lease.release().await;
+                Ok(())
+            }
         }
     })
 }
 
-async fn work(args: &RunArgs) -> Result<(), Box<dyn std::error::Error>> {
-    let client = Client::try_default().await?;
+async fn work(
+    client: Client,
+    lease: &Lease,
+    args: &RunArgs,
+) -> Result<(), Box<dyn std::error::Error>> {
     let counts = Arc::new(Counts::default());
     let shown = counts.clone();
     let routes = Router::new()
@@ -135,8 +144,7 @@ async fn work(args: &RunArgs) -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind(args.listen).await?;
     tokio::spawn(async move { axum::serve(listener, routes).await });
 
-    let lease = Lease::new(client.clone(), &args.lease_namespace, &args.identity);
-    lease.acquire().await;
+    let until = lease.acquire().await;
     tracing::info!(identity = args.identity, "leading");
     counts.leads.store(1, Ordering::Relaxed);
     let context = Context {
@@ -144,7 +152,7 @@ async fn work(args: &RunArgs) -> Result<(), Box<dyn std::error::Error>> {
         database: HttpDatabase::default(),
     };
     tokio::select! {
-        () = lease.keep() => Err("the lease was lost: another operator leads now".into()),
+        () = lease.keep(until) => Err("the lease was lost: another operator leads now".into()),
         () = all_rounds(&context, args, &counts) => Ok(()),
     }
 }
