@@ -130,7 +130,16 @@ impl Report {
             let (name, alive) = (member.name.clone(), member.alive);
             Some((member.id.clone(), Member { name, stage, alive }))
         });
-        let ids = |nodes: &[Named]| nodes.iter().map(|node| node.id.clone()).collect();
+        // A node is named once for each thing that it is waited for.
+        let ids = |nodes: &[Named]| {
+            let mut ids: Vec<String> = Vec::new();
+            for node in nodes {
+                if !ids.contains(&node.id) {
+                    ids.push(node.id.clone());
+                }
+            }
+            ids
+        };
         Some(Cluster {
             id: self.status.cluster.clone(),
             quorums: Quorums {
@@ -228,5 +237,29 @@ impl Database for HttpDatabase {
             Err(words.unwrap_or(text))
         });
         asked.await.map_err(|error| error.to_string())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_is_waited_for_twice_is_named_once() {
+        let of = |id: &str| json!({"id": id, "name": id});
+        let report = Report {
+            status: serde_json::from_value(json!({
+                "cluster": "c1", "config": {"n": 3, "r": 2, "w": 2},
+            }))
+            .unwrap(),
+            transition: serde_json::from_value(json!({
+                "stage": "stream", "blocked_by": [of("b"), of("a"), of("b")],
+            }))
+            .unwrap(),
+            epochs: None,
+        };
+        assert_eq!(report.cluster().unwrap().blocked_by, ["b", "a"]);
     }
 }

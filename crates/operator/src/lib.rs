@@ -10,4 +10,5 @@ pub mod decide;
 pub mod lease;
 pub mod manifests;
 pub mod reconcile;
+pub mod rounds;
 pub mod run;

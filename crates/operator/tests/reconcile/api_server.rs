@@ -31,6 +31,9 @@ pub(crate) enum Fault {
 /// Plural and name.
 pub(crate) type Key = (String, String);
 
+/// Something that happens to the objects.
+type Happens = Box<dyn FnOnce(&mut Objects) + Send>;
+
 /// What there is, and what happens to calls.
 #[derive(Default)]
 pub(crate) struct Objects {
@@ -46,7 +49,7 @@ pub(crate) struct Objects {
     /// Whose calls are not answered.
     hangs: Option<&'static str>,
     /// What happens, once, just before the next delete.
-    pub(crate) on_delete: Option<Box<dyn FnOnce(&mut Objects) + Send>>,
+    pub(crate) on_delete: Option<Happens>,
 }
 
 impl Objects {

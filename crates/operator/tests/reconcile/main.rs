@@ -7,6 +7,7 @@
 
 mod api_server;
 mod lease;
+mod rounds;
 mod world;
 
 use api_server::Fault;
