@@ -77,10 +77,10 @@ fn row(svg: &mut String, name: &str, node: &Node<'_>, at: (f64, f64), scale: f64
         _ if name.chars().count() <= letters => name.to_owned(),
         _ => name.chars().take(letters - 1).chain(['…']).collect(),
     };
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<g><title>{}: {share:.1} %, {} samples</title><rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" \
-         height=\"{:.1}\" fill=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text></g>\n",
+         height=\"{:.1}\" fill=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text></g>",
         escaped(name),
         node.samples,
         ROW - 1.0,
