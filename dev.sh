@@ -236,8 +236,8 @@ case $verb in
         ;;
     rtest)
         need cargo "https://rustup.rs"
-        need cargo-watch "cargo install cargo-watch"
-        cargo watch -x "test --workspace $*"
+        need watchexec "cargo install watchexec-cli"
+        watchexec --exts rs,toml -- cargo test --workspace "$@"
         ;;
     deps)
         need cargo "https://rustup.rs"
