@@ -130,7 +130,9 @@ YAML
 k8_init() {
     need kubectl "https://kubernetes.io/docs/tasks/tools/"
     if [ -n "${LOCAL_KUBE:-}" ]; then
+        [ ! -x "$LOCAL_KUBE/down.sh" ] || "$LOCAL_KUBE/down.sh"
         METRICS=1 "$LOCAL_KUBE/up.sh"
+        return
     elif command -v kind >/dev/null; then
         kind delete cluster && kind create cluster
     elif command -v k3d >/dev/null; then
@@ -138,9 +140,11 @@ k8_init() {
     elif command -v minikube >/dev/null; then
         minikube delete && minikube start --addons metrics-server
     else
-        fail "kind, k3d or minikube is needed (https://kind.sigs.k8s.io), or LOCAL_KUBE, a folder with an up.sh that starts one"
+        fail "kind, k3d or minikube is needed (https://kind.sigs.k8s.io), or LOCAL_KUBE, a folder with an up.sh that starts one (and a down.sh that ends it)"
     fi
-    kubectl get deployment -n kube-system metrics-server >/dev/null 2>&1 || echo "no metrics server: autoscaling by CPU will not work"
+    # However it is installed, this is what an autoscaler asks.
+    kubectl get apiservice v1beta1.metrics.k8s.io >/dev/null 2>&1 ||
+        echo "no metrics server, so no autoscaling by CPU: https://github.com/kubernetes-sigs/metrics-server"
 }
 
 verb=${1:-help}
