@@ -187,17 +187,17 @@ async fn one_round<D: Database>(
         counts.actions.fetch_add(1, Ordering::Relaxed);
     }
     if said.unwrap_or_default() != round.message {
-        tracing::info!(
-            resource = key(&store),
-            reason = round.reason,
-            "{}",
-            round.message
-        );
-        let now = k8s_openapi::jiff::Timestamp::now();
         let mut event = round.clone();
         if event.message.is_empty() {
             "all is as it was asked for".clone_into(&mut event.message);
         }
+        tracing::info!(
+            resource = key(&store),
+            reason = event.reason,
+            "{}",
+            event.message
+        );
+        let now = k8s_openapi::jiff::Timestamp::now();
         // It is not known whether it was written, and does not matter.
         let _ = timeout(CALL, context.event(&store, &event, &format!("{now:.0}"))).await;
     }

@@ -3,11 +3,13 @@
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::routing::get;
 use clap::Args;
 use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::database::HttpDatabase;
 use crate::lease::Lease;
@@ -26,12 +28,12 @@ pub struct RunArgs {
     /// The namespace of the lease by which one of several operators is chosen
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     lease_namespace: String,
-    /// This process' name in the lease
-    #[arg(long, env = "POD_NAME", default_value = "mds-operator")]
-    identity: String,
+    /// This process' name in the lease, which no other may have [default: one of its own]
+    #[arg(long, env = "POD_NAME")]
+    identity: Option<String>,
 }
 
-/// Runs until SIGTERM or until the lease is lost.
+/// Runs until SIGTERM, Ctrl-C or until the lease is lost.
 ///
 /// # Errors
 /// Why it could not start or go on.
@@ -46,24 +48,33 @@ pub fn main(args: &RunArgs) -> Result<(), Box<dyn std::error::Error>> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         let client = Client::try_default().await?;
-        let lease = Lease::new(client.clone(), &args.lease_namespace, &args.identity);
+        let identity = args.identity.clone().unwrap_or_else(own_name);
+        let lease = Lease::new(client.clone(), &args.lease_namespace, &identity);
         tokio::select! {
-            ended = work(client, &lease, args) => ended,
-            _ = terminate.recv() => {
-                tracing::info!("stopping");
-                lease.release().await;
-                Ok(())
-            }
+            ended = work(client, &lease, &identity, args) => return ended,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+        tracing::info!("stopping");
+        lease.release().await;
+        Ok(())
     })
+}
+
+/// A name that no other operator has, on whichever machine: whoever finds its own in the lease takes it for its own.
+fn own_name() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanoseconds = since.unwrap_or_default().as_nanos();
+    format!("mds-operator-{}-{nanoseconds}", std::process::id())
 }
 
 async fn work(
     client: Client,
     lease: &Lease,
+    identity: &str,
     args: &RunArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let counts = Arc::new(Counts::default());
@@ -75,7 +86,7 @@ async fn work(
     tokio::spawn(async move { axum::serve(listener, routes).await });
 
     let until = lease.acquire().await;
-    tracing::info!(identity = args.identity, "leading");
+    tracing::info!(identity, "leading");
     counts.leads.store(1, Ordering::Relaxed);
     let context = Context {
         client,
