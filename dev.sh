@@ -157,8 +157,9 @@ case $verb in
         compose up -d
         tmux kill-session -t "$session" 2>/dev/null || true
         tmux new-session -d -s "$session" -c "$PWD" "docker logs -f \$(docker ps -qf label=com.docker.compose.service=nginx); exec \$SHELL"
-        tmux split-window -t "$session" -c "$PWD" "watch -n 2 curl -s http://localhost:8080/v1/members"
         tmux split-window -h -t "$session" -c "$PWD" "exec \$SHELL"
+        # Whichever store runs, as the ones before it may have been killed. Below both, because the table is wide.
+        tmux split-window -f -t "$session" -c "$PWD" "watch -n 2 'docker exec \$(docker ps -qf label=com.docker.compose.service=store | head -1) /mydatastore status'"
         if [ -t 1 ]; then tmux attach -t "$session"; else echo "tmux attach -t $session"; fi
         ;;
     'dc!')

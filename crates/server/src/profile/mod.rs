@@ -12,6 +12,7 @@
 pub(crate) mod flame;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -31,8 +32,17 @@ pub(crate) enum ProfileError {
     #[error("a profile is being taken already: ask again when it has ended")]
     Busy,
     /// The system does not allow it.
-    #[error("cannot take a profile: {0}")]
+    #[error(
+        "cannot take a profile ({0}): it needs a timer of its own, and room for a file in the data directory"
+    )]
     Failed(#[from] pprof::Error),
+}
+
+/// Says where samples go that find no more room in memory. The system's directory for temporary files will not do: a
+/// container with a read-only root has none. The first call in a process holds.
+pub(crate) fn keep_samples_in(directory: &Path) {
+    // An error says that it was set before.
+    let _ = tempfile::env::override_temp_dir(directory);
 }
 
 /// How often each stack was seen: function names from the thread's name inwards.

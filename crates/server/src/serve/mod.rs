@@ -27,6 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::{Effective, NodeConfig, OnStop};
 use crate::database::RunningNode;
 use crate::http::{self, App};
+use crate::profile;
 use crate::resp::RespFront;
 
 /// How often a running node is asked whether a part of it has failed.
@@ -87,6 +88,9 @@ fn run(effective: Effective) -> Result<(), ServeError> {
     let signals = Signals::new().map_err(|error| ServeError::new("cannot catch signals", error))?;
     let listener = bind_http(config)?;
     let node = start(config)?;
+    if config.profiling {
+        profile::keep_samples_in(&config.data_dir);
+    }
     let handle = node.handle();
     tracing::info!(
         resp = %config.resp_listen,
