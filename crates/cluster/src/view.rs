@@ -13,7 +13,7 @@ use mds_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Blocker, ClusterState, RequestFate};
+use crate::state::{Blocker, ClusterState, REMOVED, RequestFate};
 
 use crate::raft::Chain;
 
@@ -84,6 +84,13 @@ pub enum Standing {
     /// Refused by the cluster for good, with the reason: a cloned or restored directory, a foreign
     /// cluster. The process must stop serving.
     Refused(String),
+}
+
+impl Standing {
+    /// Whether it is refused because the cluster has removed it: then, and only then, may another node begin in its place.
+    pub fn is_removed(&self) -> bool {
+        matches!(self, Standing::Refused(reason) if reason == REMOVED)
+    }
 }
 
 /// A member, as Raft's log says.

@@ -144,13 +144,17 @@ fn tell_to_stop(lab: &Lab, node: usize) {
 
 /// As a container that is scaled away is told.
 #[test]
-fn a_node_that_is_told_to_stop_leaves_the_ring_first_if_it_is_to_and_can() {
-    let leave = [("MYDATASTORE_ON_STOP", "leave")];
-    let lab = Lab::start_set("leave", 21_300, &["--nodes", "4"], &leave);
+fn a_node_that_is_told_to_stop_leaves_if_it_is_to_and_can_and_begins_anew_when_started_again() {
+    let set = [
+        ("MYDATASTORE_ON_STOP", "leave"),
+        ("MYDATASTORE_ON_REMOVED", "rejoin"),
+    ];
+    let auto = ["--nodes", "4", "--ring-mode", "auto"];
+    let lab = Lab::start_set("leave", 21_300, &auto, &set);
     let load = Load::start(&lab);
     load.wait_for(300);
 
-    let rest = ids(&lab, 1..=3);
+    let (rest, former) = (ids(&lab, 1..=3), id(&lab, 4));
     tell_to_stop(&lab, 4);
     assert!(lab.has_logged(4, "left the ring"), "{}", lab.log(4));
     // It has waited for the end: nothing is left to be awaited.
@@ -167,10 +171,26 @@ fn a_node_that_is_told_to_stop_leaves_the_ring_first_if_it_is_to_and_can() {
     load.set_up(3, true);
     load.wait_for(300);
 
+    // The one that has left may not come back: another begins in its directory, and what it held is kept.
+    lab.act("start-node", 4);
+    let kept = lab
+        .dir()
+        .join(format!("node-4/data/removed-{former}/IDENTITY"));
+    lab.wait_until("its data is put aside", || kept.is_file());
+    lab.wait_standing(4, "active");
+    assert_ne!(id(&lab, 4), former);
+    let expected = ids(&lab, 1..=4);
+    lab.wait_until("the others agree", || {
+        settled_ring(&lab, 1).as_ref() == Some(&expected)
+    });
+    load.wait_for(300);
+
     let acked = load.finish();
-    for node in 1..=3 {
+    for node in [1, 4] {
         check_all(&lab, node, &acked);
     }
     lab.wait_equal();
+    // Told to stop, one of the four would begin to leave, and nobody be left to agree.
+    (1..=4).for_each(|node| lab.act("kill-node", node));
     lab.stop();
 }

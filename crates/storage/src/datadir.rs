@@ -15,6 +15,8 @@
 //!    at a time.
 //! 4. Boot numbers of a directory never repeat; the clock's mark never goes back.
 
+mod removed;
+
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 use mds_types::{ClusterId, Hlc, IncarnationId, NodeId};
 
+use self::removed::ASIDE_PREFIX;
+pub use self::removed::{note_removal, set_aside_removed};
 use crate::cell::{CellError, DurableCell, TEMPORARY_SUFFIX};
 use crate::disk::Disk;
 
@@ -50,6 +54,9 @@ pub const ENGINE_DIR: &str = "engine";
 pub const RAFT_DIR: &str = "raft";
 /// Hints for absent nodes, a directory for each.
 pub const HINTS_DIR: &str = "hints";
+
+/// What file systems put into a directory of their own accord.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// The directories that every data directory has.
 const DIRECTORIES: [&str; 5] = [LOG_DIR, RUNS_DIR, ENGINE_DIR, RAFT_DIR, HINTS_DIR];
@@ -383,9 +390,9 @@ fn create(
     }
     // Left by a creation that was cut short; made by the file system itself.
     let unfinished = format!("{IDENTITY}{TEMPORARY_SUFFIX}");
-    let harmless = [LOCK, &unfinished, "lost+found"];
+    let harmless = [LOCK, &unfinished, LOST_AND_FOUND];
     let mut found = disk.list("")?;
-    found.retain(|name| !harmless.contains(&&**name));
+    found.retain(|name| !harmless.contains(&&**name) && !name.starts_with(ASIDE_PREFIX));
     if !found.is_empty() {
         return Err(DataDirError::Damaged(format!(
             "it has no {IDENTITY} file but holds {}",

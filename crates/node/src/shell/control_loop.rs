@@ -213,12 +213,16 @@ impl ControlLoop {
                 }
             }
             if let Some(view) = outputs.view {
-                if let Standing::Refused(reason) = &view.standing {
-                    // For good: a process that lingers serves nobody, and hides why.
-                    let reason = format!("refused by the cluster: {reason}");
-                    self.fatal.send_replace(Some(reason));
-                }
+                // For good: a process that lingers serves nobody, and hides why.
+                let refusal = match &view.standing {
+                    Standing::Refused(reason) => Some(format!("refused by the cluster: {reason}")),
+                    _ => None,
+                };
+                // Whoever hears that it is over finds the reason in the view.
                 self.view.send_replace(view);
+                if refusal.is_some() {
+                    self.fatal.send_replace(refusal);
+                }
             }
             if let Some(reason) = outputs.fatal {
                 self.fatal.send_replace(Some(reason));

@@ -409,6 +409,14 @@ fn open_directory(config: &NodeConfig) -> Result<Opened, NodeError> {
     std::fs::create_dir_all(root)
         .map_err(|error| NodeError::new(at("cannot create the data directory"), error))?;
     let lock = DirLock::acquire(root).map_err(|error| NodeError(error.to_string()))?;
+    let aside = datadir::set_aside_removed(root)
+        .map_err(|error| NodeError::new(at("cannot begin anew in"), error))?;
+    if let Some(aside) = aside {
+        tracing::info!(
+            kept_in = %aside.display(),
+            "the node that lived here was removed from its cluster: a new one begins in its place"
+        );
+    }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(root.to_owned()));
     let refuse = |error: DataDirError| NodeError::new(at("cannot use the data directory"), error);
     let fresh = fresh_incarnation().map_err(|error| NodeError::new("no randomness", error))?;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use mds_types::MemberInfo;
 use mds_types::limits::{CLOCK_SKEW_US_MAX, VALUE_BYTES_MAX};
 
-use super::value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, OnStop, RingModeKind};
+use super::value::{
+    ConfigValue, EngineKind, FsyncPolicy, LogFormat, OnRemoved, OnStop, RingModeKind,
+};
 
 /// One field, as tools and people see it.
 pub struct Field {
@@ -207,6 +209,10 @@ config_fields! {
     leave_timeout_ms: u64 = 120_000, "ms",
         "With `on_stop = \"leave\"`: how long it may take; then the node stops all the same.",
         "Too short: a node stops while it is on the ring. Longer than what runs the node waits: it is killed.";
+    on_removed: OnRemoved = OnRemoved::Stop, "stop|rejoin",
+        "What a node does whose directory the cluster has removed, because it left or was away for too long: says so and stops, or puts \
+         its data aside, in `removed-ID` within the directory, and joins as a new node.",
+        "`rejoin`: data that only a removed node has is looked for by nobody, and an older `removed-ID` is deleted.";
     max_clock_skew_ms: u64 = CLOCK_SKEW_US_MAX / 1_000, "ms",
         "Writes stamped further ahead of this node's clock are refused. At most 5000.",
         "Below the real skew of the nodes' clocks, good writes are refused: run NTP.";

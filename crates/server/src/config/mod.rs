@@ -19,7 +19,7 @@ mod value;
 pub use fields::{FIELDS, Field, NodeConfig};
 pub use flags::ConfigFlags;
 pub use sources::{ConfigError, Effective, Origin};
-pub use value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, OnStop, RingModeKind};
+pub use value::{ConfigValue, EngineKind, FsyncPolicy, LogFormat, OnRemoved, OnStop, RingModeKind};
 
 /// What the environment variable of a field begins with.
 pub const ENV_PREFIX: &str = "MYDATASTORE_";

@@ -187,6 +187,16 @@ word_value! {
 }
 
 word_value! {
+    /// What a node does when it hears that its cluster has removed it.
+    OnRemoved {
+        /// It says so and ends.
+        Stop = "stop",
+        /// It puts its data aside, and begins anew as another node.
+        Rejoin = "rejoin",
+    }
+}
+
+word_value! {
     /// How log lines look.
     LogFormat {
         /// For people.

@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use mds_node::front::Frontend;
 use mds_node::shell::{Node, NodeError, NodeHandle};
+use mds_storage::datadir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Effective, NodeConfig, OnStop};
+use crate::config::{Effective, NodeConfig, OnRemoved, OnStop};
 use crate::database::RunningNode;
 use crate::http::{self, App};
 use crate::profile;
@@ -58,18 +59,29 @@ const EXIT_FAILED: u8 = 3;
 /// [`ServeError`], when there is no log to say it in.
 pub fn main(effective: Effective) -> Result<ExitCode, ServeError> {
     log::open(&effective.config)?;
-    match run(effective) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
-            tracing::error!("{error}");
-            Ok(ExitCode::from(EXIT_FAILED))
+    loop {
+        match run(effective.clone()) {
+            Ok(Ended::Stopped) => return Ok(ExitCode::SUCCESS),
+            Ok(Ended::Removed) => {}
+            Err(error) if tracing::enabled!(tracing::Level::ERROR) => {
+                tracing::error!("{error}");
+                return Ok(ExitCode::from(EXIT_FAILED));
+            }
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 
-/// Runs a node until it is told to stop or cannot go on.
-fn run(effective: Effective) -> Result<(), ServeError> {
+/// How a node ended that did not fail.
+enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// The cluster has removed it, and another is to begin in its directory.
+    Removed,
+}
+
+/// Runs a node until it is told to stop, cannot go on, or is to make room for another.
+fn run(effective: Effective) -> Result<Ended, ServeError> {
     let config = &effective.config;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -100,6 +112,7 @@ fn run(effective: Effective) -> Result<(), ServeError> {
     );
     let connections_max = config.http_connections_max;
     let leaving = Leaving::of(config)?;
+    let (on_removed, data_dir) = (config.on_removed, config.data_dir.clone());
     let database = Arc::new(RunningNode::new(handle.clone()));
     let router = http::router(App::new(database, effective));
     let ended = runtime.block_on(async {
@@ -121,10 +134,19 @@ fn run(effective: Effective) -> Result<(), ServeError> {
     let stopped = stopping.and_then(Stopping::wait);
     match end {
         End::Failure(reason) => Err(ServeError(reason)),
+        End::Removed(reason) => match on_removed {
+            OnRemoved::Stop => Err(ServeError(reason)),
+            OnRemoved::Rejoin => {
+                stopped?;
+                datadir::note_removal(&data_dir, handle.view().me)
+                    .map_err(|error| ServeError::new("cannot begin anew", error))?;
+                Ok(Ended::Removed)
+            }
+        },
         End::Signal(_) => {
             stopped?;
             tracing::info!("stopped");
-            Ok(())
+            Ok(Ended::Stopped)
         }
     }
 }
@@ -165,6 +187,8 @@ fn bind_http(config: &NodeConfig) -> Result<TcpListener, ServeError> {
 enum End {
     /// It was told to, by this signal.
     Signal(&'static str),
+    /// The cluster has removed it.
+    Removed(String),
     /// It cannot go on.
     Failure(String),
 }
@@ -183,7 +207,10 @@ async fn wait_for_end(
             _ = check.tick() => {}
         }
         if let Some(reason) = handle.fatal() {
-            break End::Failure(reason);
+            break match handle.view().standing.is_removed() {
+                true => End::Removed(reason),
+                false => End::Failure(reason),
+            };
         }
         if node.has_failed() {
             let reason = "a thread of this node ended by itself: see the log lines above";
@@ -197,7 +224,9 @@ async fn wait_for_end(
             }
             tracing::info!(signal = name, "stopping");
         }
-        End::Failure(_) => tracing::error!("stopping, as this node cannot go on"),
+        End::Removed(_) | End::Failure(_) => {
+            tracing::error!("stopping, as this node cannot go on");
+        }
     }
     end
 }

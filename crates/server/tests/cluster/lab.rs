@@ -24,6 +24,8 @@ pub(crate) struct Lab {
     dir: PathBuf,
     kept: Option<tempfile::TempDir>,
     offset: u16,
+    /// In the environment of its nodes, those too that are started later.
+    settings: Vec<(String, String)>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -66,7 +68,10 @@ impl Lab {
         let dir = temp.path().join("lab");
         let mut program = program();
         program.envs(settings.iter().copied());
-        Lab::run(program, dir, Some(temp), offset, arguments)
+        let mut lab = Lab::run(program, dir, Some(temp), offset, arguments);
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        lab.settings = settings.iter().map(owned).collect();
+        lab
     }
 
     /// The same with further arguments for the lab.
@@ -126,6 +131,7 @@ impl Lab {
             dir,
             kept,
             offset,
+            settings: Vec::new(),
             _turn: turn,
         };
         // It says so when all of them are.
@@ -168,6 +174,7 @@ impl Lab {
         let (dir, node) = (self.dir.to_str().unwrap(), node.to_string());
         let output = program()
             .args(["lab", what, &node, "--dir", dir])
+            .envs(self.settings.iter().cloned())
             .output()
             .unwrap();
         assert!(output.status.success(), "{what} {node}: {output:?}");
@@ -322,7 +329,7 @@ impl Lab {
     }
 
     fn logs(&self) -> String {
-        let logs = (1..=3).map(|n| format!("node {n}:\n{}\n", self.log(n)));
+        let logs = (1..=4).map(|n| format!("node {n}:\n{}\n", self.log(n)));
         logs.collect()
     }
 
