@@ -553,7 +553,33 @@ where
         .name(name.to_owned())
         .spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            LocalSet::new().block_on(&runtime, make())
+            let ended = LocalSet::new().block_on(&runtime, make());
+            // A name that is being looked up may take longer than a node has for its end.
+            runtime.shutdown_background();
+            ended
         });
     spawned.map_err(|error| NodeError::new("cannot start a thread", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_lookup_that_hangs_keeps_no_loop_from_its_end() {
+        let (release, released) = mpsc::channel::<()>();
+        let hanging = spawn_loop("hanging", move || async move {
+            // As a name is looked up. Ends when the test does.
+            tokio::task::spawn_blocking(move || released.recv());
+            Ok(())
+        });
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(hanging.unwrap().join().unwrap().is_ok()));
+        // Far more than it takes; without an end it would be for ever.
+        assert!(ended.recv_timeout(Duration::from_secs(20)).unwrap());
+        drop(release);
+    }
 }

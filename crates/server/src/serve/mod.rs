@@ -11,6 +11,7 @@
 mod leave;
 mod life;
 mod log;
+mod rejoin;
 mod settings;
 
 use std::io::Read;
@@ -25,7 +26,8 @@ use mds_node::shell::{Node, NodeError, NodeHandle};
 use mds_storage::datadir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Effective, NodeConfig, OnRemoved, OnStop};
+use self::rejoin::Rejoin;
+use crate::config::{Effective, NodeConfig, OnStop};
 use crate::database::RunningNode;
 use crate::http::{self, App};
 use crate::profile;
@@ -76,7 +78,7 @@ pub fn main(effective: Effective) -> Result<ExitCode, ServeError> {
 enum Ended {
     /// It was told to stop.
     Stopped,
-    /// The cluster has removed it, and another is to begin in its directory.
+    /// It is off the ring for good, and another is to begin in its directory.
     Removed,
 }
 
@@ -112,7 +114,7 @@ fn run(effective: Effective) -> Result<Ended, ServeError> {
     );
     let connections_max = config.http_connections_max;
     let leaving = Leaving::of(config)?;
-    let (on_removed, data_dir) = (config.on_removed, config.data_dir.clone());
+    let (rejoin, data_dir) = (Rejoin::of(config.on_removed), config.data_dir.clone());
     let database = Arc::new(RunningNode::new(handle.clone()));
     let router = http::router(App::new(database, effective));
     let ended = runtime.block_on(async {
@@ -123,7 +125,7 @@ fn run(effective: Effective) -> Result<Ended, ServeError> {
         // answer for everything, and HTTP carries the answers out.
         let mut ended = None;
         let until = async {
-            let end = wait_for_end(signals, &node, &handle, leaving).await;
+            let end = wait_for_end(signals, &node, &handle, leaving, rejoin).await;
             ended = Some((end, Stopping::begin(node)));
         };
         http::server::serve(listener, router, connections_max, until).await;
@@ -134,15 +136,13 @@ fn run(effective: Effective) -> Result<Ended, ServeError> {
     let stopped = stopping.and_then(Stopping::wait);
     match end {
         End::Failure(reason) => Err(ServeError(reason)),
-        End::Removed(reason) => match on_removed {
-            OnRemoved::Stop => Err(ServeError(reason)),
-            OnRemoved::Rejoin => {
-                stopped?;
-                datadir::note_removal(&data_dir, handle.view().me)
-                    .map_err(|error| ServeError::new("cannot begin anew", error))?;
-                Ok(Ended::Removed)
-            }
-        },
+        End::Removed => {
+            // Before all else: should a thread hang, the next start begins anew.
+            datadir::note_removal(&data_dir, handle.view().me)
+                .map_err(|error| ServeError::new("cannot begin anew", error))?;
+            stopped?;
+            Ok(Ended::Removed)
+        }
         End::Signal(_) => {
             stopped?;
             tracing::info!("stopped");
@@ -187,8 +187,8 @@ fn bind_http(config: &NodeConfig) -> Result<TcpListener, ServeError> {
 enum End {
     /// It was told to, by this signal.
     Signal(&'static str),
-    /// The cluster has removed it.
-    Removed(String),
+    /// It is off the ring for good, and another is to begin in its place.
+    Removed,
     /// It cannot go on.
     Failure(String),
 }
@@ -199,6 +199,7 @@ async fn wait_for_end(
     node: &Node,
     handle: &NodeHandle,
     leaving: Option<Leaving>,
+    mut rejoin: Rejoin,
 ) -> End {
     let mut check = tokio::time::interval(FAILURE_CHECK_INTERVAL);
     let end = loop {
@@ -206,11 +207,11 @@ async fn wait_for_end(
             name = signals.next() => break End::Signal(name),
             _ = check.tick() => {}
         }
+        if rejoin.is_due(&handle.view()) {
+            break End::Removed;
+        }
         if let Some(reason) = handle.fatal() {
-            break match handle.view().standing.is_removed() {
-                true => End::Removed(reason),
-                false => End::Failure(reason),
-            };
+            break End::Failure(reason);
         }
         if node.has_failed() {
             let reason = "a thread of this node ended by itself: see the log lines above";
@@ -224,9 +225,8 @@ async fn wait_for_end(
             }
             tracing::info!(signal = name, "stopping");
         }
-        End::Removed(_) | End::Failure(_) => {
-            tracing::error!("stopping, as this node cannot go on");
-        }
+        End::Removed => tracing::info!("this node is off the ring for good: it begins anew"),
+        End::Failure(_) => tracing::error!("stopping, as this node cannot go on"),
     }
     end
 }
