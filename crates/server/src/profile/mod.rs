@@ -91,9 +91,12 @@ pub(crate) async fn take(time: Duration) -> Result<Stacks, ProfileError> {
 fn stacks_of(report: &pprof::Report) -> Stacks {
     let mut stacks = Stacks::new();
     for (frames, &count) in &report.data {
-        let mut stack = vec![match frames.thread_name.is_empty() {
-            true => format!("thread {}", frames.thread_id),
-            false => frames.thread_name.clone(),
+        // Not every C library tells a thread's name: then its number stands in its place, which says nothing. Threads
+        // are told apart by what they run anyway.
+        let is_named = frames.thread_name.parse() != Ok(frames.thread_id);
+        let mut stack = vec![match is_named && !frames.thread_name.is_empty() {
+            true => frames.thread_name.clone(),
+            false => "threads".to_owned(),
         }];
         // Innermost first, and in each frame what was inlined first.
         let symbols = frames.frames.iter().rev();
