@@ -205,14 +205,16 @@ def ring_changes(args, rows):
     """The same load at rest and while nodes join and leave, one after the other: 3, 4, 5, 4, 3."""
     with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
-        rate = round(maximum(lab, args) / 2)
-        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", 0)
+        rate = args.rate or round(maximum(lab, args) / 2)
+        # A change takes some seconds, of which the first moment of a load that begins would be more than a hundredth.
+        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", 2)
         processes.wait_calm(lab.pids())
 
         def while_it(does):
             """Latencies while `does` runs, and how long that took."""
             running = generator.begin([lab.target()], *load, "--seconds", 600)
             try:
+                time.sleep(2)
                 began = time.monotonic()
                 does()
                 took_s = time.monotonic() - began
@@ -286,7 +288,7 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART", help="of: " + ", ".join(PARTS))
     parser.add_argument("--seconds", type=float, default=8, help="of a measurement in a closed loop (default 8)")
     parser.add_argument("--open-seconds", type=float, default=60, help="of one in an open loop (default 60)")
-    parser.add_argument("--rate", type=int, help="requests a second of open-loop (default half of the maximum)")
+    parser.add_argument("--rate", type=int, help="requests a second of open-loop and ring-changes (default half of the maximum)")
     parser.add_argument("--dir", help="where the nodes keep their data (default: where temporary files are)")
     parser.add_argument("--keys", type=int, default=1_000_000, help="for memory and growth (default 1000000)")
     parser.add_argument("--minutes", type=float, default=30, help="for growth (default 30)")

@@ -12,6 +12,9 @@ use std::fmt::Debug;
 
 /// What background work calls after each small piece, some microseconds long. May take its time.
 pub trait Pace: Debug + Send + Sync {
+    /// Something begins that is done piece by piece, and that it may take its time for.
+    fn begin(&self);
+
     /// A piece is done.
     fn step(&self);
 }
@@ -21,5 +24,7 @@ pub trait Pace: Debug + Send + Sync {
 pub struct Unpaced;
 
 impl Pace for Unpaced {
+    fn begin(&self) {}
+
     fn step(&self) {}
 }

@@ -1,13 +1,14 @@
 //! The threads that read what is not in memory.
 //!
 //! The data thread answers what it finds in memory itself. Everything else may wait for the disk, so it
-//! goes to a thread: single keys to one, pages and counts to another, so that no key waits behind a
-//! walk over a partition, and the walk can give way. The answers come back through a queue and are taken in with a later turn.
+//! goes to a thread: single keys to one, clients' pages and counts to another, what verification and copying walk over to a third, so that
+//! no key waits behind a page and no client behind a walk, and the walk can give way. The answers come back through a queue and are taken in with a later turn.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mds_storage::pace::{Pace, Unpaced};
 use mds_storage::store::StoreReader;
@@ -20,6 +21,10 @@ use crate::store_io::{ReadAnswer, ReadQuery, Ticket, read};
 /// Questions that wait for the threads, at most; further ones are refused, and their coordinators
 /// ask another replica.
 const READS_WAITING_MAX: usize = 16 * 1024;
+
+/// An answer to another node's walk may be late by this, so as not to disturb requests: well below the time after which it
+/// is asked for again.
+const WALK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A question and who asked it.
 pub(super) type Question = (Ticket, ReadQuery);
@@ -45,6 +50,7 @@ impl AnswerQueue {
 /// The reading threads. Owned by the data thread.
 pub(super) struct ReadThreads {
     keys: Lane,
+    scans: Lane,
     walks: Lane,
     waiting: usize,
     answers: Arc<AnswerQueue>,
@@ -55,6 +61,8 @@ struct Lane {
     questions: Sender<Vec<Question>>,
     /// Filled during a turn.
     next: Vec<Question>,
+    /// Questions that were sent and are not answered yet.
+    waiting: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
 
@@ -68,22 +76,34 @@ impl ReadThreads {
         answers: Arc<AnswerQueue>,
     ) -> std::io::Result<ReadThreads> {
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let lane = |name: &str, pace: Box<dyn Pace>| {
+        let lane = |name: &str, patience: Option<Duration>| {
+            let waiting = Arc::new(AtomicUsize::new(0));
+            let pace: Box<dyn Pace> = match patience {
+                None => Box::new(Unpaced),
+                Some(patience) => Box::new(Courtesy::gentle(
+                    patience,
+                    waiting.clone(),
+                    is_stopping.clone(),
+                )),
+            };
+            let left = waiting.clone();
             let (questions, asked) = std::sync::mpsc::channel();
             let (reader, answers) = (reader.clone(), answers.clone());
             let is_stopping = is_stopping.clone();
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping, &*pace))?;
+                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping, &*pace, &left))?;
             Ok::<Lane, std::io::Error>(Lane {
                 questions,
                 next: Vec::new(),
+                waiting,
                 thread,
             })
         };
         Ok(ReadThreads {
-            keys: lane("mds-read", Box::new(Unpaced))?,
-            walks: lane("mds-walk", Box::<Courtesy>::default())?,
+            keys: lane("mds-read", None)?,
+            scans: lane("mds-scan", None)?,
+            walks: lane("mds-walk", Some(WALK_PATIENCE))?,
             waiting: 0,
             answers,
             is_stopping,
@@ -101,9 +121,8 @@ impl ReadThreads {
         self.waiting += 1;
         match question.1 {
             ReadQuery::Get { .. } => self.keys.next.push(question),
-            ReadQuery::Page { .. } | ReadQuery::Count { .. } | ReadQuery::Sync(_) => {
-                self.walks.next.push(question);
-            }
+            ReadQuery::Page { .. } | ReadQuery::Count { .. } => self.scans.next.push(question),
+            ReadQuery::Sync(_) => self.walks.next.push(question),
         }
         Ok(())
     }
@@ -111,8 +130,9 @@ impl ReadThreads {
     /// Sends what a turn has asked. False: a thread has ended, which it never does by itself.
     pub(super) fn send(&mut self) -> bool {
         let mut is_running = true;
-        for lane in [&mut self.keys, &mut self.walks] {
+        for lane in [&mut self.keys, &mut self.scans, &mut self.walks] {
             if !lane.next.is_empty() {
+                lane.waiting.fetch_add(lane.next.len(), Ordering::Relaxed);
                 is_running &= lane.questions.send(std::mem::take(&mut lane.next)).is_ok();
             }
         }
@@ -131,7 +151,7 @@ impl ReadThreads {
         self.is_stopping.store(true, Ordering::Relaxed);
         for Lane {
             questions, thread, ..
-        } in [self.keys, self.walks]
+        } in [self.keys, self.scans, self.walks]
         {
             drop(questions);
             if thread.join().is_err() {
@@ -147,16 +167,19 @@ fn read_loop(
     answers: &AnswerQueue,
     is_stopping: &AtomicBool,
     pace: &dyn Pace,
+    waiting: &AtomicUsize,
 ) {
     while let Ok(questions) = asked.recv() {
         for question in questions {
             if is_stopping.load(Ordering::Relaxed) {
                 return;
             }
+            pace.begin();
             let answer = read(reader, &question.1, pace)
                 .inspect_err(|error| tracing::error!(%error, "a read failed"))
                 .ok();
             answers.push(question, answer);
+            waiting.fetch_sub(1, Ordering::Relaxed);
             pace.step();
         }
     }

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,10 @@ const GROUP_RECORDS_MAX: usize = 4_096;
 
 /// Orders that stand back, at most: more than so many are carried out, whoever waits.
 const ORDERS_WAITING_MAX: usize = 64;
+
+/// A flush may be longer by this, so as not to disturb requests: less than the time between two epochs, in which most flushes
+/// come.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long the flusher leaves a full disk alone before it looks for room again.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -126,7 +131,10 @@ pub(super) fn spawn(
 ) -> std::io::Result<JoinHandle<Result<(), StoreError>>> {
     let (poke, pokes) = std::sync::mpsc::sync_channel(1);
     let (flushed_tx, flushed) = std::sync::mpsc::sync_channel(1);
-    flusher.set_pace(Arc::new(Courtesy::default()));
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    // Nobody waits as long as the log has room: the flusher sees to that by itself.
+    let courtesy = Courtesy::gentle(FLUSH_PATIENCE, Arc::default(), is_stopping.clone());
+    flusher.set_pace(Arc::new(courtesy));
     let (flush_done, reader) = (done.clone(), io.store().reader());
     let flush_thread = std::thread::Builder::new()
         .name("mds-flush".to_owned())
@@ -144,7 +152,8 @@ pub(super) fn spawn(
                 flushed.recv_timeout(FLUSH_WAIT_MAX).is_ok()
             }));
             let mut io = merge_loop(io, &batches, &done, &poke);
-            // Both ends of the flusher's bell go, and with them the flusher.
+            // Both ends of the flusher's bell go, and with them the flusher, as soon as it can.
+            is_stopping.store(true, Ordering::Relaxed);
             io.set_wait_for_flusher(Box::new(|| false));
             drop(poke);
             if flush_thread.join().is_err() {

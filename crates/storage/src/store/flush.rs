@@ -81,10 +81,16 @@ impl Flusher {
         self.pace = pace;
     }
 
-    /// A small piece of a flush is done. When a second table waits the writer will soon wait too: then there is no
-    /// time for courtesy.
+    /// A small piece of a flush is done. When as many tables wait as may, and the segment fills up, the writer will soon wait too:
+    /// then there is no time for courtesy.
     pub(super) fn step(&self) {
-        if self.shared.tables.read().frozen.len() <= 1 {
+        let has_time = {
+            let tables = self.shared.tables.read();
+            let options = &self.shared.options;
+            tables.frozen.len() < options.frozen_tables_max
+                || tables.active.bytes() < options.segment_bytes_max / 2
+        };
+        if has_time {
             self.pace.step();
         }
     }
@@ -153,6 +159,7 @@ impl Flusher {
 
     fn flush(&self, table: &Arc<Table>, flushing: &mut Flushing) -> Result<(), StoreError> {
         let shared = &*self.shared;
+        self.pace.begin();
         if is_on(Mutation::SegmentDroppedFirst) {
             self.remove_segment(table)?;
         }
