@@ -8,10 +8,10 @@
 //! notable share of that time, then so did others, and it pauses for several times as long as it has worked. The
 //! kernel tells how long a thread has queued (`schedstat`); where it does not, nobody pauses.
 //!
-//! **How long** depends on who waits. A [gentle](Courtesy::gentle) thread pauses for [`GENTLE`] times its work: where three to five nodes at
-//! half of their maximum share two processors, a change of the ring cost requests 40 to 560 ms at p99 when all paused
-//! for [`FIRM`] times, and 19 to 75 ms since. But nothing is put off for ever: what has been pausing for as long as its patience goes
-//! on firmly, and so it does, by degrees, the more others wait for the same thread.
+//! **How long** depends on who waits. Nobody waits for a flush as long as the log has room: it is [gentle](Courtesy::gentle), and pauses for
+//! [`GENTLE`] times its work, until its patience is over. Another node waits for a walk, which pauses for [`FIRM`] times its work;
+//! what is copied would take minutes otherwise, since each page is followed by a rest as long as the page took. With three to five nodes at half of their
+//! maximum on two processors, a change of the ring cost requests 40 to 560 ms at p99 while flushes were firm too, and 19 to 75 ms since.
 //!
 //! Priorities would be simpler, and were tried: a thread that has made itself idle may not come back without privileges, so
 //! that a busy machine would starve its flusher; and niceness changes too little.
@@ -22,7 +22,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mds_storage::pace::Pace;
@@ -48,8 +48,6 @@ const QUEUED_PART: u32 = 8;
 pub(super) struct Courtesy {
     /// What is in hand pauses gently for so long in all.
     patience: Duration,
-    /// How much waits for this thread, what it has in hand included.
-    waiting: Arc<AtomicUsize>,
     /// Set when the node is to stop: whoever ends it waits for this thread.
     is_stopping: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -71,18 +69,18 @@ struct Slice {
 }
 
 impl Courtesy {
-    /// Of a thread for which `waiting` pieces of work wait, with so much patience for each of them.
-    pub(super) fn gentle(
-        patience: Duration,
-        waiting: Arc<AtomicUsize>,
-        is_stopping: Arc<AtomicBool>,
-    ) -> Courtesy {
+    /// Of a thread that may take so much longer for each thing it does.
+    pub(super) fn gentle(patience: Duration, is_stopping: Arc<AtomicBool>) -> Courtesy {
         Courtesy {
             patience,
-            waiting,
             is_stopping,
             state: Mutex::default(),
         }
+    }
+
+    /// Of a thread that somebody waits for.
+    pub(super) fn firm(is_stopping: Arc<AtomicBool>) -> Courtesy {
+        Courtesy::gentle(Duration::ZERO, is_stopping)
     }
 }
 
@@ -103,10 +101,10 @@ impl Pace for Courtesy {
             return;
         }
         let queued = queued(slice.schedstat.as_ref()).saturating_sub(slice.queued);
-        let times = times(
-            *paused < self.patience,
-            self.waiting.load(Ordering::Relaxed),
-        );
+        let times = match *paused < self.patience {
+            true => GENTLE,
+            false => FIRM,
+        };
         let pause = pause_after(worked, queued, times);
         if !pause.is_zero() {
             std::thread::sleep(pause);
@@ -114,15 +112,6 @@ impl Pace for Courtesy {
         }
         // What is waited for after a pause is the scheduler's answer to it, not a reason for another.
         *slice = Slice::begin(slice.schedstat.take());
-    }
-}
-
-/// By how much a pause is longer than the work before it, as so many pieces of work wait.
-fn times(has_patience: bool, waiting: usize) -> u32 {
-    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
-    match has_patience {
-        true => (GENTLE / waiting).max(FIRM),
-        false => FIRM,
     }
 }
 
@@ -175,18 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_long_while_nobody_waits_and_patience_lasts() {
-        assert_eq!(times(true, 0), GENTLE);
-        assert_eq!(times(true, 1), GENTLE);
-        assert_eq!(times(true, 3), 8);
-        assert_eq!(times(true, 1_000), FIRM);
-        assert_eq!(times(false, 1), FIRM);
-    }
-
-    #[test]
     fn nobody_pauses_once_the_node_is_to_stop() {
         let is_stopping = Arc::new(AtomicBool::new(true));
-        let pace = Courtesy::gentle(Duration::MAX, Arc::default(), is_stopping);
+        let pace = Courtesy::gentle(Duration::MAX, is_stopping);
         pace.begin();
         pace.step();
         assert!(pace.state.lock().slice.is_none(), "it has not even looked");

@@ -5,10 +5,9 @@
 //! no key waits behind a page and no client behind a walk, and the walk can give way. The answers come back through a queue and are taken in with a later turn.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use mds_storage::pace::{Pace, Unpaced};
 use mds_storage::store::StoreReader;
@@ -21,10 +20,6 @@ use crate::store_io::{ReadAnswer, ReadQuery, Ticket, read};
 /// Questions that wait for the threads, at most; further ones are refused, and their coordinators
 /// ask another replica.
 const READS_WAITING_MAX: usize = 16 * 1024;
-
-/// An answer to another node's walk may be late by this, so as not to disturb requests: well below the time after which it
-/// is asked for again.
-const WALK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A question and who asked it.
 pub(super) type Question = (Ticket, ReadQuery);
@@ -61,8 +56,6 @@ struct Lane {
     questions: Sender<Vec<Question>>,
     /// Filled during a turn.
     next: Vec<Question>,
-    /// Questions that were sent and are not answered yet.
-    waiting: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
 
@@ -76,34 +69,24 @@ impl ReadThreads {
         answers: Arc<AnswerQueue>,
     ) -> std::io::Result<ReadThreads> {
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let lane = |name: &str, patience: Option<Duration>| {
-            let waiting = Arc::new(AtomicUsize::new(0));
-            let pace: Box<dyn Pace> = match patience {
-                None => Box::new(Unpaced),
-                Some(patience) => Box::new(Courtesy::gentle(
-                    patience,
-                    waiting.clone(),
-                    is_stopping.clone(),
-                )),
-            };
-            let left = waiting.clone();
+        let courtesy = Courtesy::firm(is_stopping.clone());
+        let lane = |name: &str, pace: Box<dyn Pace>| {
             let (questions, asked) = std::sync::mpsc::channel();
             let (reader, answers) = (reader.clone(), answers.clone());
             let is_stopping = is_stopping.clone();
             let thread = std::thread::Builder::new()
                 .name(name.to_owned())
-                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping, &*pace, &left))?;
+                .spawn(move || read_loop(&reader, &asked, &answers, &is_stopping, &*pace))?;
             Ok::<Lane, std::io::Error>(Lane {
                 questions,
                 next: Vec::new(),
-                waiting,
                 thread,
             })
         };
         Ok(ReadThreads {
-            keys: lane("mds-read", None)?,
-            scans: lane("mds-scan", None)?,
-            walks: lane("mds-walk", Some(WALK_PATIENCE))?,
+            keys: lane("mds-read", Box::new(Unpaced))?,
+            scans: lane("mds-scan", Box::new(Unpaced))?,
+            walks: lane("mds-walk", Box::new(courtesy))?,
             waiting: 0,
             answers,
             is_stopping,
@@ -132,7 +115,6 @@ impl ReadThreads {
         let mut is_running = true;
         for lane in [&mut self.keys, &mut self.scans, &mut self.walks] {
             if !lane.next.is_empty() {
-                lane.waiting.fetch_add(lane.next.len(), Ordering::Relaxed);
                 is_running &= lane.questions.send(std::mem::take(&mut lane.next)).is_ok();
             }
         }
@@ -167,7 +149,6 @@ fn read_loop(
     answers: &AnswerQueue,
     is_stopping: &AtomicBool,
     pace: &dyn Pace,
-    waiting: &AtomicUsize,
 ) {
     while let Ok(questions) = asked.recv() {
         for question in questions {
@@ -179,7 +160,6 @@ fn read_loop(
                 .inspect_err(|error| tracing::error!(%error, "a read failed"))
                 .ok();
             answers.push(question, answer);
-            waiting.fetch_sub(1, Ordering::Relaxed);
             pace.step();
         }
     }
