@@ -11,7 +11,7 @@
 //! **How long** depends on who waits. Nobody waits for a flush as long as the log has room: it is [gentle](Courtesy::gentle), and pauses for
 //! [`GENTLE`] times its work, until its patience is over. Another node waits for a walk, which pauses for [`FIRM`] times its work;
 //! what is copied would take minutes otherwise, since each page is followed by a rest as long as the page took. With three to five nodes at half of their
-//! maximum on two processors, a change of the ring cost requests 40 to 560 ms at p99 while flushes were firm too, and 19 to 75 ms since.
+//! maximum on two processors, a change of the ring cost requests 40 to 560 ms at p99 while flushes were firm too, and 20 to 49 ms since.
 //!
 //! Priorities would be simpler, and were tried: a thread that has made itself idle may not come back without privileges, so
 //! that a busy machine would starve its flusher; and niceness changes too little.
