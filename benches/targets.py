@@ -37,6 +37,8 @@ KEYS = 100_000
 EPOCH_MS = 10_000
 # Users of an open loop do not wait for each other: enough of them that a pause of some 20 ms keeps no request from being sent.
 OPEN_CLIENTS = 200
+# Before a ring change: it takes some seconds, of which the first moment of a load that begins would be more than a hundredth.
+WARMUP_S = 2
 HEADS = ["what", "must", "reach for", "measured", "is"]
 
 
@@ -206,15 +208,14 @@ def ring_changes(args, rows):
     with cluster(args, epoch_interval_ms=EPOCH_MS) as lab:
         lab.load(KEYS)
         rate = args.rate or round(maximum(lab, args) / 2)
-        # A change takes some seconds, of which the first moment of a load that begins would be more than a hundredth.
-        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", 2)
+        load = ("--keys", KEYS, "--workload", "a", "--rate", rate, "-c", OPEN_CLIENTS, "--warmup", WARMUP_S)
         processes.wait_calm(lab.pids())
 
         def while_it(does):
             """Latencies while `does` runs, and how long that took."""
             running = generator.begin([lab.target()], *load, "--seconds", 600)
             try:
-                time.sleep(2)
+                time.sleep(WARMUP_S)
                 began = time.monotonic()
                 does()
                 took_s = time.monotonic() - began

@@ -155,7 +155,6 @@ fn read_loop(
             if is_stopping.load(Ordering::Relaxed) {
                 return;
             }
-            pace.begin();
             let answer = read(reader, &question.1, pace)
                 .inspect_err(|error| tracing::error!(%error, "a read failed"))
                 .ok();

@@ -5,7 +5,7 @@
 //! another node.
 //!
 //! **Invariants.** Whoever leaves *while* it runs stays off the ring until it is started again: an administrator who has a node leave
-//! does not see it come back. A node that is refused for any other reason (a copied directory, a foreign cluster) never begins anew:
+//! does not see it come back, unless the others have lost sight of it and forgotten it meanwhile. A node that is refused for any other reason (a copied directory, a foreign cluster) never begins anew:
 //! its data may be somebody's only copy.
 
 use mds_cluster::{ClusterView, MemberStage, Standing};

@@ -11,7 +11,7 @@
 //! 2. A note about another node than the one that lives here is void: a directory is never put aside for what its predecessor was told.
 //! 3. The latest one that was put aside is kept. Those before it are deleted, or a node that comes and goes would fill its disk.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -49,38 +49,34 @@ pub fn set_aside_removed(root: &Path) -> Result<Option<PathBuf>, DataDirError> {
         .try_into()
         .map(|bytes| NodeId(u64::from_le_bytes(bytes)))
         .map_err(|_| DataDirError::Damaged(format!("{REMOVED} names nobody")))?;
-    let resident = match DurableCell::new(IDENTITY).read(&disk)? {
-        Some(identity) => Some(Identity::decode(identity.into())?.node_id()),
-        // A crash came between the moves: the rest is to follow.
-        None => None,
+    // Without an identity a crash came between the moves: the rest is to follow.
+    let is_void = match DurableCell::new(IDENTITY).read(&disk)? {
+        Some(identity) => Identity::decode(identity.into())?.node_id() != noted,
+        None => false,
     };
-    let aside = root.join(format!("{ASIDE_PREFIX}{noted}"));
-    let is_void = resident.is_some_and(|resident| resident != noted);
+    let aside = format!("{ASIDE_PREFIX}{noted}");
     if !is_void {
-        move_into(root, &aside)?;
+        move_into(&disk, &aside)?;
     }
     disk.remove(REMOVED)?;
     disk.sync_dir("")?;
     if is_void {
         return Ok(None);
     }
-    remove_older(root, &aside)?;
-    Ok(Some(aside))
+    remove_older(root, &disk, &aside)?;
+    Ok(Some(root.join(aside)))
 }
 
-fn move_into(root: &Path, aside: &Path) -> io::Result<()> {
-    match fs::create_dir(aside) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    for name in names(root)? {
+fn move_into(disk: &dyn Disk, aside: &str) -> io::Result<()> {
+    disk.create_dir(aside)?;
+    for name in disk.list("")? {
         if is_residents(&name) {
-            fs::rename(root.join(&name), aside.join(&name))?;
+            disk.rename(&name, &format!("{aside}/{name}"))?;
         }
     }
     // In this order: a name that is in neither directory after a crash would be lost.
-    File::open(aside)?.sync_all()?;
-    File::open(root)?.sync_all()
+    disk.sync_dir(aside)?;
+    disk.sync_dir("")
 }
 
 /// Whether a file or directory belongs to the node that lives there, and not to the place.
@@ -90,23 +86,13 @@ fn is_residents(name: &str) -> bool {
     !of_the_place.contains(&name) && !name.starts_with(ASIDE_PREFIX)
 }
 
-fn remove_older(root: &Path, latest: &Path) -> io::Result<()> {
-    for name in names(root)? {
-        let path = root.join(&name);
-        if name.starts_with(ASIDE_PREFIX) && path != latest {
-            fs::remove_dir_all(path)?;
+fn remove_older(root: &Path, disk: &dyn Disk, latest: &str) -> io::Result<()> {
+    for name in disk.list("")? {
+        if name.starts_with(ASIDE_PREFIX) && name != latest {
+            fs::remove_dir_all(root.join(name))?;
         }
     }
     Ok(())
-}
-
-/// Names that are not UTF-8 are nobody's of ours.
-fn names(root: &Path) -> io::Result<Vec<String>> {
-    let entries = fs::read_dir(root)?.collect::<io::Result<Vec<_>>>()?;
-    let names = entries
-        .into_iter()
-        .map(|entry| entry.file_name().into_string());
-    Ok(names.filter_map(Result::ok).collect())
 }
 
 #[cfg(test)]
@@ -128,6 +114,10 @@ mod tests {
         opened.identity().incarnation
     }
 
+    fn names(root: &Path) -> Vec<String> {
+        RealDisk::new(root.to_owned()).list("").unwrap()
+    }
+
     fn aside(root: &Path, incarnation: IncarnationId) -> PathBuf {
         root.join(format!("{ASIDE_PREFIX}{}", incarnation.node_id()))
     }
@@ -137,9 +127,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(set_aside_removed(root.path()).unwrap(), None);
         open(root.path(), FIRST);
-        let before = names(root.path()).unwrap();
+        let before = names(root.path());
         assert_eq!(set_aside_removed(root.path()).unwrap(), None);
-        assert_eq!(names(root.path()).unwrap(), before);
+        assert_eq!(names(root.path()), before);
         assert_eq!(open(root.path(), SECOND), FIRST);
     }
 
@@ -172,7 +162,7 @@ mod tests {
         let all = {
             let root = tempfile::tempdir().unwrap();
             open(root.path(), FIRST);
-            names(root.path()).unwrap()
+            names(root.path())
         };
         for moved in 0..=all.len() {
             let root = tempfile::tempdir().unwrap();
