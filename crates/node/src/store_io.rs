@@ -51,6 +51,9 @@ const REMOVALS_MAX: usize = 1_024;
 /// The same in a turn that merges records, whose senders wait for the next turn.
 const REMOVALS_BETWEEN_MERGES_MAX: usize = 128;
 
+/// Rows that are kept with one synced write, at most: records that come wait for it.
+const ROWS_JOINED_MAX: usize = 512;
+
 /// Who waits for an answer of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
@@ -149,13 +152,8 @@ pub enum LedgerOrder {
     /// Another replica has settled these, up to this epoch with this chain: follow, if this replica's own chain is
     /// the same; else the partition is wrong here.
     Follow(Vec<Settlement>),
-    /// Keep rows of versions that something newer has superseded here.
-    Rows {
-        /// The epoch.
-        epoch: Epoch,
-        /// Of one partition.
-        rows: Vec<IndexRow>,
-    },
+    /// Keep rows of versions that something newer has superseded here, in these epochs.
+    Rows(Vec<(Epoch, IndexRow)>),
     /// Remove all that is here of these partitions.
     Wipe(Vec<PartitionId>),
     /// These absent partitions are to be filled from replicas with these watermarks and chains.
@@ -181,6 +179,11 @@ impl LedgerOrder {
     /// Takes in the order that follows this one, if that is of its kind; else gives it back.
     fn join(&mut self, next: LedgerOrder) -> Option<LedgerOrder> {
         match (self, next) {
+            (LedgerOrder::Rows(all), LedgerOrder::Rows(more))
+                if all.len() + more.len() <= ROWS_JOINED_MAX =>
+            {
+                all.extend(more);
+            }
             (LedgerOrder::Follow(all), LedgerOrder::Follow(more)) => all.extend(more),
             (LedgerOrder::Wipe(all), LedgerOrder::Wipe(more)) => all.extend(more),
             (LedgerOrder::BeginStreams(all), LedgerOrder::BeginStreams(more)) => all.extend(more),
@@ -428,10 +431,7 @@ impl StoreIo {
                 self.settle(&settlements, done)
             }
             LedgerOrder::Follow(others) => self.follow(&others, done),
-            LedgerOrder::Rows { epoch, rows } => {
-                let rows: Vec<_> = rows.into_iter().map(|row| (epoch, row)).collect();
-                self.store.merge_rows(&rows).map(drop)
-            }
+            LedgerOrder::Rows(rows) => self.store.merge_rows(&rows).map(drop),
             LedgerOrder::Wipe(partitions) => {
                 self.wants_wiping = true;
                 self.store.begin_wipe(&partitions)
@@ -865,6 +865,33 @@ mod tests {
             carried_out([wipe(&[1]), wipe(&[2, 3]), wipe(&[4])]),
             ["wipe [1, 2, 3, 4]"]
         );
+    }
+
+    /// Each order is a synced write, and records that come wait for it: few and not too long.
+    #[test]
+    fn rows_are_kept_together_up_to_a_limit() {
+        let row = |number: usize| IndexRow {
+            partition: PartitionId(1),
+            bucket: 0,
+            version: mds_types::Version {
+                hlc: Hlc(number as u64),
+                node: NodeId(1),
+            },
+            digest: mds_types::Digest(0),
+            kind: mds_types::Kind::Value,
+            key: Bytes::from_static(b"key"),
+        };
+        let rows =
+            |count: usize| LedgerOrder::Rows((0..count).map(|n| (Epoch(2), row(n))).collect());
+        let third = ROWS_JOINED_MAX / 3;
+        let mut orders = VecDeque::from([third, third, third, third, 1].map(rows));
+        let counts: Vec<usize> = std::iter::from_fn(|| next_order(&mut orders))
+            .map(|order| match order {
+                LedgerOrder::Rows(rows) => rows.len(),
+                other => unreachable!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(counts, [3 * third, third + 1]);
     }
 
     /// A stream that ends before its partition is wiped is another thing than one that ends after.

@@ -314,13 +314,8 @@ fn closed_tree(
 fn compare(reader: &StoreReader, theirs: &RootOf) -> Result<Compared, StoreError> {
     let ledger = reader.ledger();
     let mine = ledger.partition(theirs.partition);
-    // What is being streamed is compared in the epochs that the stream does not bring: of the others there
-    // is no tree.
-    let is_here = matches!(
-        mine.state,
-        PartitionState::Held | PartitionState::Streaming { .. }
-    );
-    if !is_here {
+    // What is being streamed is compared when it is whole: the stream brings most of what would be found missing.
+    if mine.state != PartitionState::Held {
         return Ok(Compared::NotHere);
     }
     if theirs.epoch <= mine.settled {
@@ -396,4 +391,63 @@ pub fn chain_up_to(
         chain = verification::chain(chain, epoch, tree.root());
     }
     Ok(Some(chain))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mds_storage::engine::MemoryEngine;
+    use mds_storage::pace::Unpaced;
+    use mds_storage::store::{Settlement, Store, StoreOptions, WipeProgress};
+    use mds_storage::{Disk, FaultyDisk};
+
+    use super::*;
+
+    /// What a copy will bring would be found missing, and be fetched a second time.
+    #[test]
+    fn what_is_being_copied_is_not_compared_before_it_is_whole() {
+        let disk: Arc<dyn Disk> = Arc::new(FaultyDisk::new(7));
+        let options = StoreOptions {
+            partition_count: 1,
+            ..StoreOptions::default()
+        };
+        let mut store = Store::open(disk, Arc::new(MemoryEngine::new()), options).unwrap();
+        let partition = PartitionId(0);
+        store.close_epochs(Epoch(3)).unwrap();
+        let compared = |store: &Store| {
+            let theirs = RootOf {
+                partition,
+                epoch: Epoch(3),
+                root: 1,
+            };
+            let query = SyncQuery::Compare(vec![theirs]);
+            answer(&store.reader(), &query, &Unpaced).unwrap()
+        };
+        assert_eq!(
+            compared(&store),
+            SyncAnswer::Compared(vec![Compared::Differs])
+        );
+
+        store.begin_wipe(&[partition]).unwrap();
+        while store.continue_wipe().unwrap() != WipeProgress::Done {
+            store.flusher().work().unwrap();
+        }
+        let stream = Settlement {
+            partition,
+            epoch: Epoch(2),
+            chain: 5,
+        };
+        store.begin_streams(&[stream]).unwrap();
+        assert_eq!(
+            compared(&store),
+            SyncAnswer::Compared(vec![Compared::NotHere])
+        );
+
+        store.finish_streams(&[partition]).unwrap();
+        assert_eq!(
+            compared(&store),
+            SyncAnswer::Compared(vec![Compared::Differs])
+        );
+    }
 }

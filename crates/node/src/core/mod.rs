@@ -360,6 +360,9 @@ impl Core {
             self.on_deadline(now, id);
         }
         self.refuse_unstamped(now, now.mono_ns);
+        if self.sync.pacing.take_due(now) {
+            self.on_rest_over(now);
+        }
         if now.mono_ns >= self.next_tick_ns {
             self.next_tick_ns = now.mono_ns + HEALTH_TICK_NS;
             for peer in self.links.tick(now.mono_ns) {
@@ -471,7 +474,8 @@ impl Core {
         self.hedges.prune(|id| pending.contains(id));
         self.deadlines.prune(|id| pending.contains(id));
         let mark = self.awaiting_mark.iter().map(|&(_, _, at_ns)| at_ns).min();
-        let due = [self.hedges.next_ns(), self.deadlines.next_ns(), mark];
+        let rest = self.sync.pacing.due_ns();
+        let due = [self.hedges.next_ns(), self.deadlines.next_ns(), mark, rest];
         due.into_iter()
             .flatten()
             .min()
@@ -697,7 +701,7 @@ impl Core {
             Some(Pending::Scan(_)) => self.on_scan_deadline(now, id),
             Some(Pending::HintDelivery(_)) => self.on_delivery_failed(now, id),
             Some(Pending::Compare(_)) => self.on_compare_failed(now, id),
-            Some(Pending::Repair(_)) => self.on_repair_failed(now, id),
+            Some(Pending::Repair(_)) => self.on_repair_deadline(now, id),
             Some(Pending::Stream(_)) => self.on_stream_failed(now, id),
             Some(Pending::Scrub(_)) => self.on_scrub_deadline(now, id),
             None => {}

@@ -8,10 +8,10 @@
 //! notable share of that time, then so did others, and it pauses for several times as long as it has worked. The
 //! kernel tells how long a thread has queued (`schedstat`); where it does not, nobody pauses.
 //!
-//! **How long** depends on who waits. Nobody waits for a flush as long as the log has room: it is [gentle](Courtesy::gentle), and pauses for
-//! [`GENTLE`] times its work, until its patience is over. Another node waits for a walk, which pauses for [`FIRM`] times its work;
-//! what is copied would take minutes otherwise, since each page is followed by a rest as long as the page took. With three to five nodes at half of their
-//! maximum on two processors, a change of the ring cost requests 40 to 560 ms at p99 while flushes were firm too, and 20 to 49 ms since.
+//! **How long** depends on who waits. Each thing that a thread does has a patience: until it is used up the thread pauses for [`GENTLE`] times
+//! its work, afterwards for [`FIRM`] times. Nobody waits for a flush as long as the log has room, so it has the patience of most of an epoch; another
+//! node waits for a walk, which has that of a second. Work is what was spent neither in the queue nor in pauses: so a thread gets a
+//! twenty-fifth of a processor at the least, however busy the machine, and what it does ends in a time that can be told.
 //!
 //! Priorities would be simpler, and were tried: a thread that has made itself idle may not come back without privileges, so
 //! that a busy machine would starve its flusher; and niceness changes too little.
@@ -31,10 +31,10 @@ use parking_lot::Mutex;
 /// Work between two looks.
 const SLICE: Duration = Duration::from_micros(800);
 
-/// Who has time pauses for so many times its work.
+/// Who has patience left pauses for so many times its work.
 const GENTLE: u32 = 24;
 
-/// Who has less time does for so many.
+/// Who has none left, for so many.
 const FIRM: u32 = 4;
 
 /// One pause at most, whatever took so long before it.
@@ -46,7 +46,7 @@ const QUEUED_PART: u32 = 8;
 /// The pace of one thread, which alone may use it.
 #[derive(Debug)]
 pub(super) struct Courtesy {
-    /// What is in hand pauses gently for so long in all.
+    /// Each thing that is done pauses gently for so long in all.
     patience: Duration,
     /// Set when the node is to stop: whoever ends it waits for this thread.
     is_stopping: Arc<AtomicBool>,
@@ -69,18 +69,13 @@ struct Slice {
 }
 
 impl Courtesy {
-    /// Of a thread that may take so much longer for each thing it does.
-    pub(super) fn gentle(patience: Duration, is_stopping: Arc<AtomicBool>) -> Courtesy {
+    /// Of a thread that may pause gently for so long for each thing it does.
+    pub(super) fn new(patience: Duration, is_stopping: Arc<AtomicBool>) -> Courtesy {
         Courtesy {
             patience,
             is_stopping,
             state: Mutex::default(),
         }
-    }
-
-    /// Of a thread that somebody waits for.
-    pub(super) fn firm(is_stopping: Arc<AtomicBool>) -> Courtesy {
-        Courtesy::gentle(Duration::ZERO, is_stopping)
     }
 }
 
@@ -96,11 +91,12 @@ impl Pace for Courtesy {
         let mut state = self.state.lock();
         let State { slice, paused } = &mut *state;
         let slice = slice.get_or_insert_with(|| Slice::begin(schedstat()));
-        let worked = slice.began.elapsed();
-        if worked < SLICE {
+        let passed = slice.began.elapsed();
+        if passed < SLICE {
             return;
         }
         let queued = queued(slice.schedstat.as_ref()).saturating_sub(slice.queued);
+        let worked = passed.saturating_sub(queued);
         let times = match *paused < self.patience {
             true => GENTLE,
             false => FIRM,
@@ -125,7 +121,7 @@ impl Slice {
     }
 }
 
-/// How long to pause after so much work, of which so much was spent in the queue.
+/// How long to pause after so much work, for which a thread had to queue for so long.
 fn pause_after(worked: Duration, queued: Duration, times: u32) -> Duration {
     match queued * QUEUED_PART >= worked {
         true => (worked * times).min(PAUSE_MAX),
@@ -166,7 +162,7 @@ mod tests {
     #[test]
     fn nobody_pauses_once_the_node_is_to_stop() {
         let is_stopping = Arc::new(AtomicBool::new(true));
-        let pace = Courtesy::gentle(Duration::MAX, is_stopping);
+        let pace = Courtesy::new(Duration::MAX, is_stopping);
         pace.begin();
         pace.step();
         assert!(pace.state.lock().slice.is_none(), "it has not even looked");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mds_storage::pace::{Pace, Unpaced};
 use mds_storage::store::StoreReader;
@@ -20,6 +21,9 @@ use crate::store_io::{ReadAnswer, ReadQuery, Ticket, read};
 /// Questions that wait for the threads, at most; further ones are refused, and their coordinators
 /// ask another replica.
 const READS_WAITING_MAX: usize = 16 * 1024;
+
+/// The answer to another node may be later by this, so as not to disturb requests: far less than it waits.
+const WALK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A question and who asked it.
 pub(super) type Question = (Ticket, ReadQuery);
@@ -69,7 +73,7 @@ impl ReadThreads {
         answers: Arc<AnswerQueue>,
     ) -> std::io::Result<ReadThreads> {
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let courtesy = Courtesy::firm(is_stopping.clone());
+        let courtesy = Courtesy::new(WALK_PATIENCE, is_stopping.clone());
         let lane = |name: &str, pace: Box<dyn Pace>| {
             let (questions, asked) = std::sync::mpsc::channel();
             let (reader, answers) = (reader.clone(), answers.clone());
@@ -155,6 +159,7 @@ fn read_loop(
             if is_stopping.load(Ordering::Relaxed) {
                 return;
             }
+            pace.begin();
             let answer = read(reader, &question.1, pace)
                 .inspect_err(|error| tracing::error!(%error, "a read failed"))
                 .ok();

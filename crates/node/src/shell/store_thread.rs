@@ -133,7 +133,7 @@ pub(super) fn spawn(
     let (flushed_tx, flushed) = std::sync::mpsc::sync_channel(1);
     let is_stopping = Arc::new(AtomicBool::new(false));
     // Nobody waits as long as the log has room: the flusher sees to that by itself.
-    let courtesy = Courtesy::gentle(FLUSH_PATIENCE, is_stopping.clone());
+    let courtesy = Courtesy::new(FLUSH_PATIENCE, is_stopping.clone());
     flusher.set_pace(Arc::new(courtesy));
     let (flush_done, reader) = (done.clone(), io.store().reader());
     let flush_thread = std::thread::Builder::new()

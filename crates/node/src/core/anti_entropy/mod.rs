@@ -20,6 +20,7 @@
 
 mod duty;
 mod intake;
+mod pacing;
 mod repair;
 mod report;
 mod scrub;
@@ -37,6 +38,7 @@ use mds_types::{Epoch, NodeId, PartitionId, RingStage, RingUse, TopologyVersion}
 
 pub(super) use duty::RingDuty;
 pub use duty::RingReport;
+use pacing::Pacing;
 pub(super) use repair::RepairOp;
 pub use report::{Copying, SyncReport};
 pub(super) use scrub::ScrubOp;
@@ -122,6 +124,9 @@ pub(super) struct AntiEntropy {
     /// same records would come from several members.
     queued: BTreeSet<(PartitionId, Epoch)>,
     repairs: usize,
+    /// Repairs that rest, and go on in this order.
+    resting: VecDeque<u64>,
+    pub(super) pacing: Pacing,
     streams: stream::Streams,
     pub(super) scrub: scrub::Scrubbing,
     pub(super) duty: RingDuty,
@@ -137,6 +142,8 @@ struct Member {
     in_flight: bool,
     not_before_ns: u64,
     pause_ns: u64,
+    /// Partitions that it said it had not, or not yet.
+    lacks: BTreeSet<PartitionId>,
 }
 
 /// A round or a comparison in flight.
@@ -170,6 +177,8 @@ impl Default for AntiEntropy {
             differing: VecDeque::new(),
             queued: BTreeSet::new(),
             repairs: 0,
+            resting: VecDeque::new(),
+            pacing: Pacing::default(),
             streams: stream::Streams::default(),
             scrub: scrub::Scrubbing::default(),
             duty: RingDuty::default(),
@@ -269,16 +278,10 @@ impl Core {
         // Who holds no data, not yet or no more, owes the ring its word all the same.
         self.tick_duty(now);
         self.tick_report(now);
+        self.bring_on(now);
         if !self.is_replica_serving() {
-            // It may be about to hold some: it makes place for them before writes come.
-            let next = self.rings.rings().next.as_ref();
-            if next.is_some_and(|ring| ring.topology.member(self.view.me).is_some()) {
-                self.tick_streams(now);
-            }
             return;
         }
-        self.begin_repairs(now);
-        self.tick_streams(now);
         self.tick_scrub(now);
         if self.sync.round.is_some() || now.mono_ns < self.sync.next_round_ns {
             return;
@@ -300,6 +303,34 @@ impl Core {
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
         self.sync.round = Some(id);
         self.ask_own_store(id, SyncQuery::Roots(asked));
+    }
+
+    /// Goes on with what is brought here.
+    fn bring_on(&mut self, now: Now) {
+        if self.is_replica_serving() {
+            self.begin_repairs(now);
+            self.tick_streams(now);
+            return;
+        }
+        // It may be about to hold something: it makes place for that before writes come.
+        let next = self.rings.rings().next.as_ref();
+        if next.is_some_and(|ring| ring.topology.member(self.view.me).is_some()) {
+            self.tick_streams(now);
+        }
+    }
+
+    /// What is brought here has rested.
+    pub(super) fn on_rest_over(&mut self, now: Now) {
+        if self.is_member_serving() && !self.is_draining {
+            self.bring_on(now);
+        }
+    }
+
+    /// A page that was brought here is merged.
+    fn note_merged_page(&mut self, now: Now, since_ns: u64) {
+        let served = self.stats.replica_puts + self.stats.replica_gets;
+        let took_ns = now.mono_ns.saturating_sub(since_ns);
+        self.sync.pacing.note_merged(now, took_ns, served);
     }
 
     /// Puts a question to this node's own store on behalf of an operation.
@@ -328,8 +359,12 @@ impl Core {
         };
         let mut items: Vec<(PartitionId, Epoch)> = Vec::new();
         for (&partition, progress) in &self.sync.progress {
-            let settled = settled_of(ledger, partition);
-            let pending = progress.pending(settled, ledger.closed);
+            let entry = ledger.partition(partition);
+            // What is being copied is compared when it is whole: the copy brings most of what it lacks.
+            if entry.state != PartitionState::Held {
+                continue;
+            }
+            let pending = progress.pending(entry.settled, ledger.closed);
             items.extend(pending.into_iter().map(|epoch| (partition, epoch)));
         }
         items.sort_unstable_by_key(|&(partition, epoch)| (epoch, partition));
@@ -430,6 +465,7 @@ impl Core {
                     self.sync.stats.differences += 1;
                     self.note_difference(member, item.partition, item.epoch);
                 }
+                Verdict::NotHere => self.note_lack(member, item.partition),
                 Verdict::Ahead => {
                     if let Some(chain) = hash_of(&answer.chain) {
                         followed.push((item.partition, Epoch(answer.epoch), chain));
@@ -457,6 +493,29 @@ impl Core {
         state.not_before_ns = now.mono_ns + state.pause_ns;
         if has_news {
             self.sync.next_round_ns = self.sync.next_round_ns.min(now.mono_ns + ROUND_NS_MIN);
+        }
+    }
+
+    /// A member has not got a partition, or not yet.
+    fn note_lack(&mut self, member: NodeId, partition: PartitionId) {
+        if let Some(member) = self.sync.members.get_mut(&member) {
+            member.lacks.insert(partition);
+        }
+    }
+
+    /// A member asks about these partitions. If it had said that it lacks one, it has it now, and is asked in turn without waiting
+    /// for its pause to end.
+    pub(super) fn note_asked(&mut self, now: Now, member: NodeId, partitions: &[PartitionId]) {
+        let Some(member) = self.sync.members.get_mut(&member) else {
+            return;
+        };
+        let lacked = member.lacks.len();
+        for partition in partitions {
+            member.lacks.remove(partition);
+        }
+        if member.lacks.len() < lacked {
+            member.pause_ns = 0;
+            member.not_before_ns = now.mono_ns;
         }
     }
 

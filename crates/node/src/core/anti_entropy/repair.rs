@@ -12,6 +12,9 @@
 //! Then the roots are compared again. If anything goes wrong on the way, nothing is lost: the next round finds the
 //! same difference.
 //!
+//! **It gives way**, at the pace of all that is brought here ([`super::pacing`]): after a page of records a repair rests as
+//! long as that says, and then one after the other goes on.
+//!
 //! What it does not do: send the other what *it* lacks; that is for the other to find out.
 
 use std::collections::BTreeMap;
@@ -20,7 +23,7 @@ use bytes::Bytes;
 use mds_protocol::merkle::{Tree, Walk};
 use mds_storage::IndexRow;
 use mds_storage::store::Purpose;
-use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Version};
+use mds_types::{Digest, Epoch, Hlc, Kind, NodeId, PartitionId, Record, Version};
 
 use super::super::{Core, Pending};
 use super::STEP_TIMEOUT_NS;
@@ -33,13 +36,13 @@ use crate::wire::{
 };
 
 /// Repairs under way at a time; further differences wait.
-pub(super) const REPAIRS_MAX: usize = 8;
+pub(super) const REPAIRS_MAX: usize = 4;
 
 /// Differences that wait, at most; others are found again by a later round.
 const DIFFERING_MAX: usize = 4_096;
 
-/// Keys fetched at a time, at most.
-pub(super) const FETCH_KEYS_MAX: usize = 512;
+/// Keys fetched at a time, at most: requests wait while they are merged.
+pub(super) const FETCH_KEYS_MAX: usize = 256;
 
 /// A repair in flight.
 pub(in super::super) struct RepairOp {
@@ -56,7 +59,10 @@ pub(in super::super) struct RepairOp {
     /// Those whose records were fetched; which of them need the row alone is known when they are merged.
     fetched: Vec<IndexRow>,
     merges_left: usize,
+    merging_since_ns: u64,
     has_failed: bool,
+    /// What it waits for now has to come before this.
+    until_ns: u64,
 }
 
 enum Step {
@@ -67,6 +73,7 @@ enum Step {
     OwnRows(Vec<IndexRow>, bool),
     Records,
     Merging,
+    Resting,
 }
 
 impl Core {
@@ -78,8 +85,17 @@ impl Core {
         }
     }
 
-    /// Begins repairs as far as there is room.
+    /// Goes on with a repair that has rested, and begins others as far as there is room.
     pub(super) fn begin_repairs(&mut self, now: Now) {
+        if !self.sync.pacing.may_go_on(now) {
+            return;
+        }
+        // One: the next when this one has merged its page and rests in turn, or is over.
+        while let Some(id) = self.sync.resting.pop_front() {
+            if self.repair(id).is_some() {
+                return self.go_on(now, id);
+            }
+        }
         while self.sync.repairs < REPAIRS_MAX
             && let Some((member, partition, epoch)) = self.sync.differing.pop_front()
         {
@@ -94,10 +110,12 @@ impl Core {
                 missing: BTreeMap::new(),
                 fetched: Vec::new(),
                 merges_left: 0,
+                merging_since_ns: 0,
                 has_failed: false,
+                until_ns: 0,
             };
             let id = self.pending.insert(Pending::Repair(Box::new(op)));
-            self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
+            self.set_repair_deadline(now, id);
             self.ask_own_store(id, SyncQuery::Tree(partition, epoch));
         }
     }
@@ -115,6 +133,22 @@ impl Core {
             self.sync.next_round_ns = self.sync.next_round_ns.min(now.mono_ns);
         }
         self.begin_repairs(now);
+    }
+
+    /// What it waits for next has to come in time.
+    fn set_repair_deadline(&mut self, now: Now, id: u64) {
+        let until_ns = now.mono_ns + STEP_TIMEOUT_NS;
+        if let Some(op) = self.repair(id) {
+            op.until_ns = until_ns;
+            self.deadlines.insert(until_ns, id);
+        }
+    }
+
+    /// A deadline of a repair has come: of what it waits for, or of something that has come meanwhile.
+    pub(in super::super) fn on_repair_deadline(&mut self, now: Now, id: u64) {
+        if self.repair(id).is_some_and(|op| op.until_ns <= now.mono_ns) {
+            self.on_repair_failed(now, id);
+        }
     }
 
     pub(in super::super) fn on_repair_failed(&mut self, now: Now, id: u64) {
@@ -137,7 +171,7 @@ impl Core {
             return;
         };
         if self.send_sync(member, message) {
-            self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
+            self.set_repair_deadline(now, id);
         } else {
             self.on_repair_failed(now, id);
         }
@@ -255,6 +289,7 @@ impl Core {
             after: op.after.clone(),
         };
         self.sync.stats.rows += count as u64;
+        self.set_repair_deadline(now, id);
         self.ask_own_store(id, query);
     }
 
@@ -284,13 +319,16 @@ impl Core {
             op.missing.remove(&key);
         }
         op.merges_left = merges.len();
+        op.merging_since_ns = now.mono_ns;
         op.step = Step::Merging;
         let is_empty = merges.is_empty();
+        let bytes = merges.iter().map(Record::encoded_len).sum();
+        self.sync.pacing.note_bytes(now, bytes);
         self.sync.stats.records += merges.len() as u64;
         for record in merges {
             self.merge_here(id, Purpose::Sync, record);
         }
-        self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
+        self.set_repair_deadline(now, id);
         if is_empty {
             self.on_merges_done(now, id);
         }
@@ -308,19 +346,38 @@ impl Core {
 
     fn on_merges_done(&mut self, now: Now, id: u64) {
         let Some(op) = self.repair(id) else { return };
-        let epoch = op.epoch;
+        let (epoch, since_ns) = (op.epoch, op.merging_since_ns);
         let rows = std::mem::take(&mut op.fetched);
         if op.has_failed {
             return self.end_repair(now, id);
         }
+        let is_over = op.is_over();
         if !rows.is_empty() {
-            self.batch.orders.push(LedgerOrder::Rows { epoch, rows });
+            let rows = rows.into_iter().map(|row| (epoch, row));
+            self.batch.orders.push(LedgerOrder::Rows(rows.collect()));
+        }
+        self.note_merged_page(now, since_ns);
+        if !is_over && !self.sync.pacing.may_go_on(now) {
+            return self.rest_repair(now, id);
         }
         self.go_on(now, id);
+    }
+
+    fn rest_repair(&mut self, now: Now, id: u64) {
+        self.set_repair_deadline(now, id);
+        if let Some(op) = self.repair(id) {
+            op.step = Step::Resting;
+            self.sync.resting.push_back(id);
+        }
     }
 }
 
 impl RepairOp {
+    /// Nothing is left to read or to fetch.
+    fn is_over(&self) -> bool {
+        self.buckets.is_empty() && self.missing.is_empty()
+    }
+
     /// Holds a page of the other's rows against one's own.
     fn take_rows(&mut self, theirs: Vec<IndexRow>, mine: &[IndexRow], more: bool) {
         let last = theirs.last().map(|row| (row.bucket, row.key.clone()));

@@ -32,6 +32,7 @@ impl Core {
                     self.answer_sync(reply_to, &message);
                     return true;
                 }
+                self.note_asked_by(now, reply_to, roots);
                 (roots.id, compare_query(roots))
             }
             Message::Hashes(hashes) => {
@@ -98,6 +99,17 @@ impl Core {
             }
         }
         true
+    }
+
+    fn note_asked_by(&mut self, now: Now, reply_to: ReplyTo, roots: &Roots) {
+        let ReplyTo::Link(link) = reply_to else {
+            return;
+        };
+        if let Some((member, _)) = self.links.peer(link) {
+            let items = roots.items.iter();
+            let partitions: Vec<_> = items.map(|item| partition(item.partition)).collect();
+            self.note_asked(now, member, &partitions);
+        }
     }
 
     fn answer_sync(&mut self, reply_to: ReplyTo, message: &Message) {

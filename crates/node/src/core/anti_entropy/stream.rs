@@ -8,9 +8,8 @@
 //!
 //! Progress is kept in the ledger every [`PAGES_KEPT_EVERY`] pages; a crash costs that many pages at most.
 //!
-//! **It gives way.** At most [`STREAMS_MAX`] at a time, each with one page in flight, and all together no faster than
-//! [`STREAM_BYTES_PER_S`]. While this node serves requests, each page is followed by a rest as long as the page took: the busier
-//! source, network and this node's store are, the longer the rests.
+//! **It gives way.** At most [`STREAMS_MAX`] at a time, each with one page in flight, at the pace of all that is brought
+//! here ([`super::pacing`]).
 //!
 //! A source may still settle an epoch in the moment in which a change begins, after it was asked. Then what its rows
 //! said of that epoch is gone, the copy's root of it can be nobody's, and the copy is found wrong, wiped, and made once
@@ -48,12 +47,6 @@ const FINISHED_MAX: usize = 32;
 /// for which everybody's records wait.
 const FINISHED_WAIT_NS: u64 = 100_000_000;
 
-/// Bytes of records copied in a second, at most.
-pub(super) const STREAM_BYTES_PER_S: u64 = 64 * 1024 * 1024;
-
-/// Between two pages, at most, nanoseconds.
-const REST_NS_MAX: u64 = 100_000_000;
-
 /// A stream that failed is tried again after this long, nanoseconds.
 const RETRY_NS: u64 = 300_000_000;
 
@@ -71,10 +64,6 @@ pub(super) struct Streams {
     /// Whole copies that are to be written down as such, and until when they may wait for that.
     finished: Vec<PartitionId>,
     finished_until_ns: u64,
-    /// Nothing more is asked for before this.
-    paced_until_ns: u64,
-    /// Requests that this node had served as a replica when the last page was merged.
-    served: u64,
 }
 
 /// A stream's step in flight.
@@ -89,7 +78,6 @@ pub(in super::super) enum StreamOp {
     Page {
         partition: PartitionId,
         source: NodeId,
-        asked_ns: u64,
     },
     /// Its records are being merged.
     Merging {
@@ -98,7 +86,7 @@ pub(in super::super) enum StreamOp {
         more: bool,
         left: usize,
         has_failed: bool,
-        asked_ns: u64,
+        since_ns: u64,
     },
 }
 
@@ -127,7 +115,7 @@ impl Core {
         let Some(ledger) = self.sync.ledger.clone() else {
             return;
         };
-        if now.mono_ns >= self.sync.streams.paced_until_ns {
+        if self.sync.pacing.may_go_on(now) {
             self.begin_streams(now, &ledger);
         }
         self.write_finished_down(now);
@@ -286,11 +274,7 @@ impl Core {
         let Some(&source) = sources.get(turn % sources.len().max(1)) else {
             return self.rest_stream(now, partition);
         };
-        let op = StreamOp::Page {
-            partition,
-            source,
-            asked_ns: now.mono_ns,
-        };
+        let op = StreamOp::Page { partition, source };
         let id = self.pending.insert(Pending::Stream(op));
         let message = Message::Stream(Stream {
             id,
@@ -328,22 +312,15 @@ impl Core {
         });
         match *op {
             StreamOp::Probe { .. } => self.on_probed(now, id, from, said),
-            StreamOp::Page { asked_ns, .. } => match said {
-                Some(said) => self.take_page(now, id, asked_ns, said, reply),
+            StreamOp::Page { .. } => match said {
+                Some(said) => self.take_page(now, id, said, reply),
                 None => self.on_stream_failed(now, id),
             },
             StreamOp::Merging { .. } => {}
         }
     }
 
-    fn take_page(
-        &mut self,
-        now: Now,
-        id: u64,
-        asked_ns: u64,
-        said: Settlement,
-        reply: &StreamReply,
-    ) {
+    fn take_page(&mut self, now: Now, id: u64, said: Settlement, reply: &StreamReply) {
         let partition = said.partition;
         let begun = self.sync.ledger.as_ref().map(|ledger| {
             let state = &ledger.partition(partition).state;
@@ -358,9 +335,7 @@ impl Core {
         let bytes: usize = records.iter().map(Record::encoded_len).sum();
         self.sync.stats.streamed += records.len() as u64;
         self.sync.stats.streamed_bytes += bytes as u64;
-        let pace_ns = bytes as u64 * 1_000_000_000 / STREAM_BYTES_PER_S;
-        let paced_from_ns = self.sync.streams.paced_until_ns.max(now.mono_ns);
-        self.sync.streams.paced_until_ns = paced_from_ns + pace_ns;
+        self.sync.pacing.note_bytes(now, bytes);
         if let Some(Pending::Stream(op)) = self.pending.get_mut(id) {
             *op = StreamOp::Merging {
                 partition,
@@ -368,7 +343,7 @@ impl Core {
                 more: reply.more,
                 left: records.len(),
                 has_failed: false,
-                asked_ns,
+                since_ns: now.mono_ns,
             };
         }
         self.deadlines.insert(now.mono_ns + STEP_TIMEOUT_NS, id);
@@ -402,14 +377,14 @@ impl Core {
             last,
             more,
             has_failed,
-            asked_ns,
+            since_ns,
             ..
         })) = self.pending.remove(id)
         else {
             return;
         };
         self.sync.streams.busy.remove(&partition);
-        self.rest_if_serving(now, now.mono_ns.saturating_sub(asked_ns));
+        self.note_merged_page(now, since_ns);
         if has_failed {
             return self.rest_stream(now, partition);
         }
@@ -435,16 +410,6 @@ impl Core {
             self.batch.orders.push(order);
         }
         self.tick_streams(now);
-    }
-
-    /// A page took so long: no other for as long, if requests have come meanwhile.
-    fn rest_if_serving(&mut self, now: Now, took_ns: u64) {
-        let served = self.stats.replica_puts + self.stats.replica_gets;
-        let streams = &mut self.sync.streams;
-        if std::mem::replace(&mut streams.served, served) != served {
-            let rest_ns = took_ns.min(REST_NS_MAX);
-            streams.paced_until_ns = streams.paced_until_ns.max(now.mono_ns) + rest_ns;
-        }
     }
 
     /// A step came to nothing: its partition rests for a while.

@@ -105,6 +105,25 @@ fn what_a_replica_missed_is_found_and_brought_over() {
     );
 }
 
+/// A repair rests after each page but the last, and none is forgotten.
+#[test]
+fn a_large_difference_is_brought_over_page_by_page() {
+    let mut trio = Trio::new();
+    trio.kill(3);
+    for number in 0..8_000 {
+        trio.put(1, &format!("key-{number}"), "v").unwrap();
+    }
+    for node in [1, 2] {
+        trio.node(node).core.batch.hints.clear();
+    }
+    trio.revive(3);
+    trio.enter(3);
+    trio.pass_ms(5_000);
+    assert_eq!(trio.sync_stats(3).records, 8_000);
+    assert_eq!(trio.settled(), [Epoch(1); 3]);
+    assert!(trio.node(3).core.sync.resting.is_empty());
+}
+
 #[test]
 fn a_version_that_was_superseded_meanwhile_counts_as_present() {
     let mut trio = Trio::new();
